@@ -1,0 +1,67 @@
+# Everything a person runs. `make` alone lists the targets. Needs Python 3.11+ and a package index, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARCHIVES := model_store/archives
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve models test lint types format proto docs lock bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## make the virtual environment in .venv (the other targets do it when needed)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "error: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv"; exit 1; }
+	@echo "installing pinned packages into $(VENV) (torch is large; minutes on a slow line)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[models]' --group dev
+	@touch $@
+
+demo: $(STAMP) ## build, serve, answer real pictures, show the results, stop
+	@$(BIN)/mobilevision demo
+
+models: $(STAMP) ## build the archives that are not up to date
+	@$(BIN)/mobilevision models build --all --out $(ARCHIVES)
+
+serve: $(STAMP) ## the same models as the demo, until Ctrl-C
+	@$(BIN)/mobilevision models build mobilevit_xxs_classify mobilevit_xxs_detect mobilevit_xxs_segment --out $(ARCHIVES)
+	@$(BIN)/mobilevision serve --archives $(ARCHIVES)
+
+test: lint types ## set up, check, test: what CI runs
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP) ## style, imports, proto
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo
+	@cd proto && ../$(BIN)/buf lint
+
+types: $(STAMP) ## mypy --strict
+	@$(BIN)/mypy
+
+format: $(STAMP) ## let ruff format and mend what it can
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+proto: $(STAMP) ## generate service/pb from proto/
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iservice/pb=proto --python_out=. --mypy_out=quiet:. \
+	  --grpc_python_out=. --mypy_grpc_out=quiet:. proto/mobilevision/v1/*.proto proto/torchserve/*.proto
+
+docs: $(STAMP) ## generate the tables in docs/
+	@$(BIN)/python -m service.settings > docs/settings.md
+
+lock: ## renew constraints.txt from what the index has now
+	@rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/python -m pip install --quiet --upgrade pip
+	@build/lock/bin/python -m pip install --quiet torch==2.13.0 -e '.[models]' --group dev
+	@build/lock/bin/python -m pip freeze --all --exclude-editable --exclude mobilevision | sed 's/+cpu//' > constraints.txt
+
+bench: $(STAMP) ## what serving costs on this machine
+	@$(BIN)/python -m benchmarks.smoke
+
+clean: ## remove what was built; the virtual environment stays
+	rm -rf build dist $(ARCHIVES)

@@ -1,0 +1,82 @@
+"""The tensor frame: how a batch of named tensors travels between gateway and worker.
+
+One of the two contracts between the request path and the build path. A frame is
+
+    magic "MVF1" | u32 header length | header, JSON | padding | tensor bytes, each 64-byte aligned
+
+all little-endian. The header is `{"tensors": [{"name", "dtype", "shape", "offset"}...], "meta": {...}}`, offsets
+counted from the aligned end of the header. `unpack` returns views, no copies. Numpy only: the gateway has no torch.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+MAGIC = b"MVF1"
+ALIGNMENT_BYTES = 64
+DTYPES = ("uint8", "int32", "float32")
+
+_PREFIX = struct.Struct("<4sI")
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class FrameError(ValueError):
+    """The bytes are not a frame this version can read."""
+
+
+def _align(offset: int) -> int:
+    return (offset + ALIGNMENT_BYTES - 1) // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+
+
+def pack(tensors: Mapping[str, Array], meta: Mapping[str, float | int | str] | None = None) -> bytes:
+    """Write named arrays (uint8, int32 or float32; any shape) and small metadata into one frame."""
+    entries: list[dict[str, object]] = []
+    arrays: list[Array] = []
+    relative = 0
+    for name, array in tensors.items():
+        if array.dtype.name not in DTYPES:
+            raise FrameError(f"tensor {name!r} has dtype {array.dtype.name}; a frame carries {', '.join(DTYPES)}")
+        contiguous = np.ascontiguousarray(array)
+        relative = _align(relative)
+        entries.append({"name": name, "dtype": array.dtype.name, "shape": array.shape, "offset": relative})
+        arrays.append(contiguous)
+        relative += contiguous.nbytes
+    # Offsets in the header are relative to the aligned start of the data, so the header's own length does not move them.
+    header = json.dumps({"tensors": entries, "meta": dict(meta or {})}, separators=(",", ":")).encode()
+    data_start = _align(_PREFIX.size + len(header))
+    frame = bytearray(data_start + relative)
+    _PREFIX.pack_into(frame, 0, MAGIC, len(header))
+    frame[_PREFIX.size : _PREFIX.size + len(header)] = header
+    for entry, array in zip(entries, arrays, strict=True):
+        start = data_start + int(str(entry["offset"]))
+        frame[start : start + array.nbytes] = memoryview(array).cast("B") if array.size else b""
+    return bytes(frame)
+
+
+def unpack(frame: bytes | bytearray | memoryview) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Read a frame: (arrays by name, metadata). The arrays are views into `frame`. Raises `FrameError`."""
+    view = memoryview(frame)
+    try:
+        magic, header_length = _PREFIX.unpack_from(view, 0)
+        if magic != MAGIC:
+            raise FrameError(f"frame starts with {magic!r}, not {MAGIC!r}")
+        header = json.loads(bytes(view[_PREFIX.size : _PREFIX.size + header_length]))
+        data_start = _align(_PREFIX.size + header_length)
+        tensors: dict[str, Array] = {}
+        for entry in header["tensors"]:
+            if entry["dtype"] not in DTYPES:
+                raise FrameError(f"tensor {entry['name']!r} has unknown dtype {entry['dtype']!r}")
+            dtype = np.dtype(entry["dtype"])
+            shape = tuple(entry["shape"])
+            count = int(np.prod(shape, dtype=np.int64))
+            offset = data_start + int(entry["offset"])
+            tensors[entry["name"]] = np.frombuffer(view, dtype, count, offset).reshape(shape)
+        return tensors, header["meta"]
+    except FrameError:
+        raise
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise FrameError(f"not a tensor frame: {error}") from error

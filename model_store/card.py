@@ -1,0 +1,134 @@
+"""The model card: everything the gateway must know to serve an archive, as JSON beside and inside it.
+
+One of the two contracts between the build path and the request path (the other is the tensor frame,
+`handlers/frame.py`). Written by `model_store.export`, read by `service.catalog`; never imports torch.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Task(StrEnum):
+    """What a model answers."""
+
+    CLASSIFY = "classify"
+    DETECT = "detect"
+    SEGMENT = "segment"
+
+
+class WeightsState(StrEnum):
+    """Where the weights come from. `RANDOM` answers are meaningless and are labelled so everywhere."""
+
+    RANDOM = "random"
+    DEMO = "demo"
+    OFFICIAL = "official"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InputSize(_Frozen):
+    """Side lengths of the uint8 `[N, height, width, 3]` RGB tensor the module takes, in pixels."""
+
+    height: int = Field(ge=32, le=4096)
+    width: int = Field(ge=32, le=4096)
+
+
+class Preprocess(_Frozen):
+    """How the gateway turns a decoded upright RGB picture of any size into the module's input.
+
+    `squash`: the whole picture is resized to (width, height), aspect ratio ignored.
+    `crop`: the shorter side is resized to `shorter_side_px`, then the centre (height, width) is cut out.
+    `antialias` false reproduces OpenCV's bilinear (two taps whatever the scale), true Pillow's filters.
+    """
+
+    mode: Literal["squash", "crop"]
+    shorter_side_px: int | None = Field(default=None, ge=32, le=4096)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    antialias: bool = True
+
+    @model_validator(mode="after")
+    def _crop_has_a_side(self) -> "Preprocess":
+        if (self.mode == "crop") != (self.shorter_side_px is not None):
+            raise ValueError("shorter_side_px belongs to mode 'crop', and only to it")
+        if self.interpolation == "bicubic" and not self.antialias:
+            raise ValueError("bicubic without antialiasing is not implemented")
+        return self
+
+
+class Normalize(_Frozen):
+    """What the module itself does to its input after scaling to 0..1: channel order, then (x - mean) / std.
+
+    `mean` and `std` are in the order of `channel_order`.
+    """
+
+    channel_order: Literal["RGB", "BGR"] = "RGB"
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+class Output(_Frozen):
+    """One result tensor: `shape` leaves out the leading batch dimension N."""
+
+    name: str
+    dtype: Literal["float32", "int32", "uint8"]
+    shape: tuple[int, ...]
+
+
+class Weights(_Frozen):
+    """Provenance of the weights. `sha256` is over the tensors (names, shapes, bytes), not over a file."""
+
+    state: WeightsState
+    source: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    licence: str = ""
+    published: dict[str, float] = Field(default_factory=dict)  # metric -> score of that checkpoint, e.g. {"top1": 69.0}
+
+
+class Parity(_Frozen):
+    """What was measured when the archive was built: agreement of the scripted module with the eager one."""
+
+    scripted_max_abs_diff: float
+    reloaded_max_abs_diff: float
+    batch_row_max_abs_diff: float
+
+
+class Card(_Frozen):
+    """The card of one archive.
+
+    `labels[i]` names label id i of a reply; detection labels leave the background out, segmentation
+    labels hold every class of the class map.
+    """
+
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,99}$")
+    version: str = Field(default="1.0", pattern=r"^\d+(\.\d+){0,2}$")
+    task: Task
+    family: str
+    variant: str
+    head: str
+    paper: str
+    input: InputSize
+    preprocess: Preprocess
+    normalize: Normalize
+    labels: tuple[str, ...] = Field(min_length=1)
+    outputs: tuple[Output, ...] = Field(min_length=1)
+    max_batch: int = Field(default=64, ge=1, le=64)
+    parameters: int
+    macs: int  # multiply-adds of convolutions and matrix products for one picture
+    weights: Weights
+    parity: Parity
+    module_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  # of model.pt inside the archive
+
+    def to_json(self) -> str:
+        """Serialise with stable order and layout: equal cards give equal bytes."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> "Card":
+        """Read a card file. Raises `pydantic.ValidationError` with the offending fields."""
+        return cls.model_validate_json(path.read_bytes())
