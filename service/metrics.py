@@ -1,0 +1,137 @@
+"""Every metric of the gateway, declared once. Base units; label values are closed sets.
+
+Recorded in one place per request (`observe_request`, from its `Record`), by the batcher and the health monitor through
+the small methods below, and read at scrape time where a gauge mirrors state.
+"""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from model_store.card import Card
+from service.work import Record
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+STAGES = ("decode", "queue", "transport", "inference", "results")
+UNKNOWN_MODEL = "unknown"  # label value of requests that name no model we serve: names from outside stay out
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 4.0, 8.0)
+_BATCH = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Metrics:
+    """One registry per gateway, so that tests can have several."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"mobilevision_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"mobilevision_{name}", text, labels, registry=registry)
+
+        def seconds(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(f"mobilevision_{name}", text, labels, registry=registry, buckets=_SECONDS)
+
+        self._requests = counter("requests", "Requests answered, by gRPC code.", "method", "model", "code")
+        self._duration = seconds("request_duration_seconds", "Time from the door to the answer.", "method", "model")
+        self._stages = seconds("stage_duration_seconds", "Time of an answered request in one stage.", "model", "stage")
+        self._rejected = counter("rejected", "Requests refused or failed, by reason.", "reason")
+        self._deadline_missed = counter("deadline_missed", "Requests whose deadline passed before the answer.", "model")
+        self._inflight = gauge("inflight_requests", "Inference requests in work.")
+        self._batch_size = Histogram(
+            "mobilevision_batch_size", "Pictures per batch.", ["model"], registry=registry, buckets=_BATCH
+        )
+        self._dispatch = counter("dispatch", "Batches sent: full, or all that waited when a slot fell idle.", "model", "reason")
+        self._retried = counter("batches_retried", "Batches sent a second time after their worker died.", "model")
+        self._queue_length = gauge("queue_length", "Pictures waiting.", "model")
+        self._queue_age = gauge("queue_age_seconds", "Age of the picture that waits longest.", "model")
+        self._worker_ready = gauge("worker_ready", "Whether the model answers requests (1) or not (0).", "model")
+        self._worker_count = gauge("workers", "Backend workers ready.", "model")
+        self._restarts = counter("worker_restarts", "Restarts of the embedded TorchServe.")
+        self._model_info = gauge(
+            "model_info", "Models served; always 1.", "model", "version", "task", "family", "variant", "head", "weights"
+        )
+        self._grpc_started = Counter(
+            "grpc_server_started", "RPCs started.", ["grpc_type", "grpc_service", "grpc_method"], registry=registry
+        )
+        self._grpc_handled = Counter(
+            "grpc_server_handled",
+            "RPCs completed, by code.",
+            ["grpc_type", "grpc_service", "grpc_method", "grpc_code"],
+            registry=registry,
+        )
+        self._grpc_seconds = Histogram(
+            "grpc_server_handling_seconds",
+            "Time to handle RPCs.",
+            ["grpc_type", "grpc_service", "grpc_method"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+
+    def add_model(self, card: Card, *, queue_length: Callable[[], float], queue_age: Callable[[], float]) -> None:
+        """Announce a model: all its series exist from the start, so that rates do not miss the first event."""
+        name = card.name
+        self._model_info.labels(
+            name, card.version, card.task, card.family, card.variant, card.head, card.weights.state
+        ).set(1)
+        self._queue_length.labels(name).set_function(queue_length)
+        self._queue_age.labels(name).set_function(queue_age)
+        self._worker_ready.labels(name).set(0)
+        self._worker_count.labels(name).set(0)
+        self._retried.labels(name)
+        self._deadline_missed.labels(name)
+        for reason in ("idle", "full"):
+            self._dispatch.labels(name, reason)
+
+    def watch_inflight(self, inflight: Callable[[], float]) -> None:
+        """Read the number of inference requests in work at scrape time."""
+        self._inflight.set_function(inflight)
+
+    def request_started(self, service: str, method: str) -> None:
+        """Count an RPC at the door."""
+        self._grpc_started.labels("unary", service, method).inc()
+
+    def observe_request(
+        self, record: Record, *, service: str, code: str, reason: str | None, duration_seconds: float
+    ) -> None:
+        """Record a finished request: `code` is a gRPC code name, `reason` an error reason of the closed tree."""
+        model = record.model or UNKNOWN_MODEL
+        self._requests.labels(record.method, model, code).inc()
+        self._duration.labels(record.method, model).observe(duration_seconds)
+        self._grpc_handled.labels("unary", service, record.method, code).inc()
+        self._grpc_seconds.labels("unary", service, record.method).observe(duration_seconds)
+        if reason is not None:
+            self._rejected.labels(reason).inc()
+        if code == "DEADLINE_EXCEEDED":
+            self._deadline_missed.labels(model).inc()
+        if reason is None:
+            for stage, spent_seconds in record.stage_seconds.items():
+                self._stages.labels(model, stage).observe(spent_seconds)
+
+    def batch_dispatched(self, model: str, *, size: int, reason: str) -> None:
+        """Record a batch leaving the queue; `reason` is `idle` or `full`."""
+        self._batch_size.labels(model).observe(size)
+        self._dispatch.labels(model, reason).inc()
+
+    def batch_retried(self, model: str) -> None:
+        """Count a batch sent again."""
+        self._retried.labels(model).inc()
+
+    def workers(self, model: str, *, ready: bool, count: int) -> None:
+        """Record what the health monitor saw."""
+        self._worker_ready.labels(model).set(1 if ready else 0)
+        self._worker_count.labels(model).set(count)
+
+    def backend_restarted(self) -> None:
+        """Count a restart of the embedded TorchServe."""
+        self._restarts.inc()
+
+    def page(self) -> bytes:
+        """Render the page Prometheus scrapes."""
+        return generate_latest(self.registry)

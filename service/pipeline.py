@@ -1,0 +1,112 @@
+"""One request through the stages: permit -> decode -> queue -> backend -> reply, all under one deadline.
+
+The only module that knows the order of the stages; the stages do not know each other. Fills the request's `Record` with
+the seconds each stage took.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from model_store.card import Card, Task
+from service.batcher import Batcher
+from service.catalog import Catalog
+from service.decode import Decoder
+from service.errors import DeadlineExceeded, ModelNotReady, TooManyRequests
+from service.health import Health
+from service.work import Decoded, Job, Record, Row
+
+Reply = TypeVar("Reply")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a call asks for, whatever its task. `deadline_seconds` is a reading of the event loop's clock."""
+
+    task: Task
+    model: str
+    image: bytes
+    deadline_seconds: float
+
+
+class Pipeline:
+    """Runs requests. `render` turns a row into the reply, in a thread: masks cost milliseconds to encode."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        decoder: Decoder,
+        batchers: Mapping[str, Batcher],
+        health: Health,
+        render_pool: ThreadPoolExecutor,
+        max_inflight: int,
+        retry_after_seconds: float,
+    ) -> None:
+        self._catalog = catalog
+        self._decoder = decoder
+        self._batchers = batchers
+        self._health = health
+        self._render_pool = render_pool
+        self._max_inflight = max_inflight
+        self._retry_after_seconds = retry_after_seconds
+        self.inflight = 0
+
+    async def run(self, request: Request, record: Record, render: Callable[[Card, Decoded, Row], Reply]) -> Reply:
+        """Answer one request. Raises a `ServiceError`."""
+        card = self._catalog.for_task(request.model, request.task)
+        record.model = card.name
+        if self.inflight >= self._max_inflight:
+            raise TooManyRequests(
+                f"{self.inflight} requests are already in work; retry later or add replicas",
+                retry_after_seconds=self._retry_after_seconds,
+            )
+        why = self._health.why_not_ready(card.name)
+        if why is not None:
+            raise ModelNotReady(
+                f"model {card.name} does not answer: {why}",
+                metadata={"model": card.name},
+                retry_after_seconds=self._retry_after_seconds,
+            )
+        if request.deadline_seconds <= asyncio.get_running_loop().time():
+            raise DeadlineExceeded("the deadline passed before the server saw the request")
+        self.inflight += 1
+        try:
+            async with asyncio.timeout_at(request.deadline_seconds):
+                return await self._answer(request, card, record, render)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the deadline passed before the answer was ready") from error
+        finally:
+            self.inflight -= 1
+
+    async def _answer(
+        self, request: Request, card: Card, record: Record, render: Callable[[Card, Decoded, Row], Reply]
+    ) -> Reply:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        decoded = await self._decoder.decode(
+            request.image,
+            size=card.input,
+            preprocess=card.preprocess,
+            still_wanted=lambda: loop.time() < request.deadline_seconds,
+        )
+        submitted = loop.time()
+        record.stage_seconds["decode"] = submitted - started
+        row = await self._batchers[card.name].submit(
+            Job(
+                request_id=record.request_id,
+                pixels=decoded.pixels,
+                deadline_seconds=request.deadline_seconds,
+                submitted_seconds=submitted,
+            )
+        )
+        record.batch_size = row.batch_size
+        record.stage_seconds["queue"] = row.queue_seconds
+        record.stage_seconds["transport"] = row.transport_seconds
+        record.stage_seconds["inference"] = row.inference_seconds
+        answered = loop.time()
+        reply = await loop.run_in_executor(self._render_pool, render, card, decoded, row)
+        record.stage_seconds["results"] = loop.time() - answered
+        return reply

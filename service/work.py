@@ -1,0 +1,73 @@
+"""The values that travel through the request path: frozen, typed, made by one stage and read by the next."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from handlers.frame import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where the model input lies in the picture, so that results map back.
+
+    `width_px` x `height_px` is the upright picture. (`x0`, `y0`, `x1`, `y1`) is the part of it, in its pixels, that was
+    resized to the model input: the whole picture when squashed, the centre when cropped. May reach over the edge
+    by less than a pixel of the model input.
+    """
+
+    width_px: int
+    height_px: int
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A picture ready for the model: `pixels` uint8 [H, W, 3] RGB, contiguous, of the card's input size."""
+
+    pixels: Array
+    geometry: Geometry
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One picture waiting for a batch. `deadline_seconds` and `submitted_seconds` are readings of the injected clock."""
+
+    request_id: str
+    pixels: Array
+    deadline_seconds: float
+    submitted_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """What the backend made of a batch: one mapping output name -> tensor per job, in the jobs' order."""
+
+    rows: Sequence[Mapping[str, Array]]
+    transport_seconds: float
+    inference_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The result tensors of one picture, by output name, without the batch dimension, and how they came about."""
+
+    outputs: Mapping[str, Array]
+    batch_size: int
+    queue_seconds: float
+    transport_seconds: float
+    inference_seconds: float
+
+
+@dataclass(slots=True)
+class Record:
+    """What one request became, filled in by the stages it passes and reported once, at the door."""
+
+    request_id: str
+    method: str = ""
+    model: str = ""
+    batch_size: int = 0
+    stage_seconds: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import pytest
+
+from service.settings import SettingsError, child_environment, load
+
+
+def test_the_command_line_beats_the_environment_beats_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("max_batch = 2\nmax_queue = 3\nworker_threads = 4\n")
+    monkeypatch.setenv("MOBILEVISION_MAX_QUEUE", "30")
+    monkeypatch.setenv("MOBILEVISION_WORKER_THREADS", "40")
+    settings = load(file, worker_threads=41, dtype=None)
+    assert (settings.max_batch, settings.max_queue, settings.worker_threads) == (2, 30, 41)
+    assert settings.dtype == "auto"
+
+
+def test_an_unknown_name_in_the_environment_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOBILEVISION_MAX_BATCHES", "2")
+    with pytest.raises(SettingsError, match="MOBILEVISION_MAX_BATCHES"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("max_batch = 0", "max_batch"), ("max_batch = 'x'", "max_batch"), ("max_btch = 1", "max_btch"), ("max_batch", "")],
+)
+def test_a_wrong_file_names_the_setting(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=named):
+        load(file)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="does not exist"):
+        load(tmp_path / "none.toml")
+
+
+def test_half_an_external_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="go together"):
+        load(torchserve_inference="localhost:7070")
+
+
+def test_children_do_not_inherit_our_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOBILEVISION_MAX_BATCH", "2")
+    monkeypatch.setenv("HOME_OF_TEST", "here")
+    environment = child_environment(EXTRA="1")
+    assert "MOBILEVISION_MAX_BATCH" not in environment
+    assert (environment["HOME_OF_TEST"], environment["EXTRA"]) == ("here", "1")
