@@ -45,7 +45,7 @@ def pack(tensors: Mapping[str, Array], meta: Mapping[str, float | int | str] | N
         entries.append({"name": name, "dtype": array.dtype.name, "shape": array.shape, "offset": relative})
         arrays.append(contiguous)
         relative += contiguous.nbytes
-    # Offsets in the header are relative to the aligned start of the data, so the header's own length does not move them.
+    # Offsets are relative to the aligned start of the data, so the header's own length does not move them.
     header = json.dumps({"tensors": entries, "meta": dict(meta or {})}, separators=(",", ":")).encode()
     data_start = _align(_PREFIX.size + len(header))
     frame = bytearray(data_start + relative)
@@ -63,20 +63,18 @@ def unpack(frame: bytes | bytearray | memoryview) -> tuple[dict[str, Array], dic
     try:
         magic, header_length = _PREFIX.unpack_from(view, 0)
         if magic != MAGIC:
-            raise FrameError(f"frame starts with {magic!r}, not {MAGIC!r}")
+            raise ValueError(f"it starts with {magic!r}, not {MAGIC!r}")  # noqa: TRY301 - told as a FrameError below
         header = json.loads(bytes(view[_PREFIX.size : _PREFIX.size + header_length]))
         data_start = _align(_PREFIX.size + header_length)
         tensors: dict[str, Array] = {}
         for entry in header["tensors"]:
             if entry["dtype"] not in DTYPES:
-                raise FrameError(f"tensor {entry['name']!r} has unknown dtype {entry['dtype']!r}")
+                raise ValueError(f"tensor {entry['name']!r} has unknown dtype {entry['dtype']!r}")  # noqa: TRY301
             dtype = np.dtype(entry["dtype"])
             shape = tuple(entry["shape"])
             count = int(np.prod(shape, dtype=np.int64))
             offset = data_start + int(entry["offset"])
             tensors[entry["name"]] = np.frombuffer(view, dtype, count, offset).reshape(shape)
         return tensors, header["meta"]
-    except FrameError:
-        raise
     except (struct.error, ValueError, KeyError, TypeError) as error:
         raise FrameError(f"not a tensor frame: {error}") from error

@@ -1,0 +1,79 @@
+"""TorchServe's entry: bytes frame in -> module -> bytes frame out. The function `handle` is named by the manifest.
+
+TorchServe calls `handle(None, context)` once while it loads the worker, and reports the worker READY when that call
+returns; the module is loaded and warmed there. The gateway batches, so a request list always has exactly one entry:
+`{"frame": bytes}`. A frame that cannot be read or does not fit the card raises, and TorchServe refuses that one call.
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from handlers import frame, runtime
+
+PIXELS = "pixels"  # the one tensor of a request frame
+
+_runner: runtime.Runner | None = None
+
+
+def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | None:  # `context` is TorchServe's, untyped
+    """Load on the first call (data None), answer afterwards."""
+    global _runner  # noqa: PLW0603 - TorchServe's function entry has no object to keep state in
+    if data is None:
+        properties = context.system_properties
+        gpu = properties.get("gpu_id")
+        _runner = runtime.load(
+            Path(properties["model_dir"]),
+            gpu_id=None if gpu is None else int(gpu),
+            options=runtime.RuntimeOptions.from_environment(),
+        )
+        # TorchServe's worker logs several lines per request through the root logger, each a write to a pipe that the
+        # JVM parses. Loading is over, so only warnings matter from here on.
+        logging.getLogger().setLevel(logging.WARNING)
+        return None
+    if _runner is None:
+        raise RuntimeError("this is a bug: a request came before the load call")
+    try:
+        return [_answer(_runner, _read_carrier(data))]
+    except (frame.FrameError, runtime.BatchError) as error:
+        raise _refusal(str(error), 400) from error
+    except runtime.ModuleRunError as error:
+        raise _refusal(str(error), 500) from error
+
+
+def _read_carrier(data: list[dict[str, Any]]) -> bytes | bytearray:
+    """The frame of the one request, whatever carried it. A second carrier (shared memory) is to be read here."""
+    if len(data) != 1:
+        raise frame.FrameError(f"the gateway batches, so TorchServe's batchSize is 1; this call has {len(data)}")
+    carried = data[0].get("frame")
+    if not isinstance(carried, bytes | bytearray):
+        raise frame.FrameError(f"a request carries bytes under 'frame'; this one has {sorted(data[0])}")
+    return carried
+
+
+def _answer(runner: runtime.Runner, request: bytes | bytearray) -> bytes:
+    tensors, _ = frame.unpack(request)
+    if set(tensors) != {PIXELS}:
+        raise frame.FrameError(f"a request frame holds the tensor {PIXELS!r}; this one holds {sorted(tensors)}")
+    pixels = tensors[PIXELS]
+    started = time.perf_counter()
+    results = runner.run(pixels)
+    seconds = time.perf_counter() - started
+    meta = {
+        "inference_seconds": seconds,
+        "batch": pixels.shape[0],
+        "dtype": runner.dtype_name,
+        "device": str(runner.device),
+    }
+    return frame.pack(results, meta)
+
+
+def _refusal(message: str, http_status: int) -> Exception:
+    """The exception whose message TorchServe passes on; any other becomes a bare "Prediction failed"."""
+    try:
+        from ts.utils.util import PredictionException  # noqa: PLC0415 - absent where the archive is checked bare
+    except ImportError:
+        return RuntimeError(message)
+    refusal: Exception = PredictionException(message, http_status)
+    return refusal

