@@ -71,6 +71,8 @@ class Batcher:
         if job.deadline_seconds <= self._clock():
             raise DeadlineExceeded("the deadline passed before the picture reached the queue")
         if len(self._heap) >= self._max_queue:
+            self._pump()  # what an idle slot can take does not count as waiting
+        if len(self._heap) >= self._max_queue:
             raise QueueFull(
                 f"{len(self._heap)} pictures already wait for this model; retry later or add replicas",
                 retry_after_seconds=self._seconds_until_room(),
@@ -113,7 +115,7 @@ class Batcher:
             asyncio.get_running_loop().call_soon(self._pump)
 
     def _pump(self) -> None:
-        self._pump_scheduled = False
+        self._pump_scheduled = False  # a pump too many finds nothing to do
         while self._heap and len(self._running) < self._slots:
             entries = self._take()
             if not entries:
@@ -131,7 +133,9 @@ class Batcher:
             if entry.answer.done():
                 continue
             if entry.deadline_seconds <= now:
-                entry.answer.set_exception(DeadlineExceeded("the deadline passed while the picture waited in the queue"))
+                entry.answer.set_exception(
+                    DeadlineExceeded("the deadline passed while the picture waited in the queue")
+                )
                 continue
             entries.append(entry)
         return entries

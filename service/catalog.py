@@ -87,7 +87,9 @@ def read(archives: Path, *, models: Iterable[str] = (), default_models: Iterable
         if name not in found:
             raise CatalogError(f"no archive of {name!r} in {archives}; build it with: mobilevision models build {name}")
         if not (archives / f"{name}{ARCHIVE_SUFFIX}").is_file():
-            raise CatalogError(f"{path} has no {name}{ARCHIVE_SUFFIX} beside it; rebuild: mobilevision models build {name}")
+            raise CatalogError(
+                f"{path} has no {name}{ARCHIVE_SUFFIX} beside it; rebuild: mobilevision models build {name}"
+            )
         try:
             cards.append(Card.read(path))
         except (OSError, ValidationError) as error:

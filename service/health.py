@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Protocol
 
-from grpc_health.v1 import health_pb2
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1 import health, health_pb2
 
 from service.backend import Backend, ModelStatus
 from service.errors import ServiceError
@@ -51,7 +50,7 @@ class Health:
         self._why_not_ready: dict[str, str | None] = dict.fromkeys(models, "its workers have not started yet")
         self._draining = False
         self._look_now = asyncio.Event()
-        self.servicer = HealthServicer()
+        self.servicer = health.aio.HealthServicer()
 
     def why_not_ready(self, model: str) -> str | None:
         """Say why a model does not answer, None when it does. Known models only."""

@@ -1,7 +1,7 @@
 """The door: what every call of VisionService passes, whichever method it names.
 
-Gives the call a request id and a `Record`, turns every exception into a status of the closed error tree, sets the trailers,
-and reports the call once: metrics and one log line.
+Gives the call a request id and a `Record`, turns every exception into a status of the closed error tree, sets the
+trailers, and reports the call once: metrics and one log line.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import grpc
 from grpc import aio
@@ -46,17 +46,17 @@ class Door(aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]]",
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]]",
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> "grpc.RpcMethodHandler[Any, Any]":
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """See grpc.aio.ServerInterceptor."""
         handler = await continuation(handler_call_details)
         service, _, method = handler_call_details.method.lstrip("/").partition("/")
         if handler is None or service != SERVICE or handler.unary_unary is None:
             return handler
-        inner: Behaviour = handler.unary_unary
+        inner = cast(Behaviour, handler.unary_unary)  # the stubs know only the synchronous server's
 
-        async def behaviour(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message of the service
+        async def behaviour(request: Any, context: Context) -> Any:
             return await self._handle(inner, request, context, method)
 
         return grpc.unary_unary_rpc_method_handler(
@@ -65,7 +65,7 @@ class Door(aio.ServerInterceptor):
             response_serializer=handler.response_serializer,
         )
 
-    async def _handle(self, inner: Behaviour, request: Any, context: Context, method: str) -> Any:  # noqa: ANN401
+    async def _handle(self, inner: Behaviour, request: Any, context: Context, method: str) -> Any:
         record = Record(request_id=_request_id(context), method=method)
         _record.set(record)
         self._metrics.request_started(SERVICE, method)
@@ -81,7 +81,7 @@ class Door(aio.ServerInterceptor):
             late = remaining is not None and remaining <= 0
             self._report(record, started, DeadlineExceeded("too late") if late else Cancelled("the caller went away"))
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - told as a bug, logged with its traceback
             _log.exception("this is a bug", extra={"request_id": record.request_id})
             bug = Bug(f"this is a bug in the server; its log has the traceback under request id {record.request_id}")
             self._report(record, started, bug)

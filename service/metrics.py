@@ -47,7 +47,9 @@ class Metrics:
         self._batch_size = Histogram(
             "mobilevision_batch_size", "Pictures per batch.", ["model"], registry=registry, buckets=_BATCH
         )
-        self._dispatch = counter("dispatch", "Batches sent: full, or all that waited when a slot fell idle.", "model", "reason")
+        self._dispatch = counter(
+            "dispatch", "Batches sent: full, or all that waited when a slot fell idle.", "model", "reason"
+        )
         self._retried = counter("batches_retried", "Batches sent a second time after their worker died.", "model")
         self._queue_length = gauge("queue_length", "Pictures waiting.", "model")
         self._queue_age = gauge("queue_age_seconds", "Age of the picture that waits longest.", "model")

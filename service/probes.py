@@ -50,7 +50,7 @@ class ProbeServer:
             status = HTTPStatus.OK if health.ready else HTTPStatus.SERVICE_UNAVAILABLE
             return status, "application/json", json.dumps(body).encode() + b"\n"
 
-        routes = {
+        routes: dict[str, Callable[[], tuple[HTTPStatus, str, bytes]]] = {
             "/livez": livez,
             "/readyz": readyz,
             "/metrics": lambda: (HTTPStatus.OK, CONTENT_TYPE, metrics.page()),

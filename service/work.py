@@ -34,7 +34,7 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One picture waiting for a batch. `deadline_seconds` and `submitted_seconds` are readings of the injected clock."""
+    """One picture waiting for a batch. Deadline and submission are readings of the injected clock."""
 
     request_id: str
     pixels: Array

@@ -83,7 +83,7 @@ async def test_the_three_calls_answer_in_the_pictures_own_pixels(running: Runnin
 async def test_trailers_say_where_the_time_went_and_echo_the_request_id(running: RunningGateway) -> None:
     call = stub(running).Classify(vision_pb2.ClassifyRequest(image=IMAGE), metadata=(("x-request-id", "abc-1"),))
     await call
-    trailers = {key: value for key, value in await call.trailing_metadata()}
+    trailers = dict(iter(await call.trailing_metadata()))
     assert trailers["x-request-id"] == "abc-1"
     assert trailers["mobilevision-batch-size"] == "1"
     stages = [part.split(";")[0] for part in trailers["server-timing"].split(", ")]
@@ -93,7 +93,7 @@ async def test_trailers_say_where_the_time_went_and_echo_the_request_id(running:
 async def test_a_request_id_that_could_break_a_log_is_replaced(running: RunningGateway) -> None:
     call = stub(running).Classify(vision_pb2.ClassifyRequest(image=IMAGE), metadata=(("x-request-id", "x" * 500),))
     await call
-    trailers = {key: value for key, value in await call.trailing_metadata()}
+    trailers = dict(iter(await call.trailing_metadata()))
     assert len(trailers["x-request-id"]) == 32
 
 
@@ -121,7 +121,9 @@ async def test_an_unknown_model_is_not_found_and_the_nearest_are_named(running: 
 
 
 async def test_a_model_of_another_task_is_refused(running: RunningGateway) -> None:
-    code, reason, _, _ = await failure(stub(running).Classify(vision_pb2.ClassifyRequest(model="toy_detect", image=IMAGE)))
+    code, reason, _, _ = await failure(
+        stub(running).Classify(vision_pb2.ClassifyRequest(model="toy_detect", image=IMAGE))
+    )
     assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "TASK_MISMATCH")
 
 
@@ -160,7 +162,9 @@ async def test_each_bad_picture_has_its_own_reason() -> None:
 async def test_requests_that_come_together_share_a_batch() -> None:
     async with running_gateway(max_batch=4) as running:
         running.backend.gate = asyncio.Event()
-        calls = [stub(running).Classify(vision_pb2.ClassifyRequest(image=picture(gray=g))) for g in (0, 100, 200, 0, 100)]
+        calls = [
+            stub(running).Classify(vision_pb2.ClassifyRequest(image=picture(gray=g))) for g in (0, 100, 200, 0, 100)
+        ]
         pending = [asyncio.ensure_future(_reply(call)) for call in calls]
         await until(lambda: _true(running.gateway.pipeline.inflight == 5 and running.backend.batch_sizes))
         await until(lambda: _true("mobilevision_queue_length" in running.metrics.page().decode()))
@@ -184,7 +188,8 @@ async def test_a_full_queue_is_refused_with_a_time_to_retry() -> None:
         running.backend.gate = asyncio.Event()
         calls = [stub(running).Classify(vision_pb2.ClassifyRequest(image=IMAGE)) for _ in range(6)]
         outcomes = asyncio.gather(*(_reply(call) for call in calls), return_exceptions=True)
-        await until(lambda: _true(running.gateway.pipeline.inflight == 2))
+        await until(lambda: _true('rejected_total{reason="QUEUE_FULL"} 4.0' in running.metrics.page().decode()))
+        assert running.gateway.pipeline.inflight == 2
         running.backend.gate.set()
         refused = [outcome for outcome in await outcomes if isinstance(outcome, aio.AioRpcError)]
         assert len(refused) == 4
@@ -308,7 +313,9 @@ async def test_a_stuck_batch_makes_its_model_not_ready() -> None:
     async with running_gateway(batch_timeout_seconds=1.0) as running:
         running.backend.gate = asyncio.Event()
         call = asyncio.ensure_future(
-            asyncio.gather(_reply(stub(running).Classify(vision_pb2.ClassifyRequest(image=IMAGE))), return_exceptions=True)
+            asyncio.gather(
+                _reply(stub(running).Classify(vision_pb2.ClassifyRequest(image=IMAGE))), return_exceptions=True
+            )
         )
 
         async def told() -> bool:
@@ -353,7 +360,8 @@ async def test_the_metrics_page_tells_models_requests_and_batches(running: Runni
         'mobilevision_stage_duration_seconds_count{model="toy_classify",stage="decode"} 1.0',
         'mobilevision_worker_ready{model="toy_classify"} 1.0',
         'mobilevision_queue_length{model="toy_segment"} 0.0',
-        'grpc_server_handled_total{grpc_code="OK",grpc_method="Classify",grpc_service="mobilevision.v1.VisionService",grpc_type="unary"} 1.0',
+        'grpc_server_handled_total{grpc_code="OK",grpc_method="Classify",'
+        'grpc_service="mobilevision.v1.VisionService",grpc_type="unary"} 1.0',
     ):
         assert line in page
 

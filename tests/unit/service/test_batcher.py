@@ -183,6 +183,15 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
     await asyncio.gather(*answers)
 
 
+async def test_what_an_idle_slot_can_take_does_not_fill_the_queue() -> None:
+    bench = Bench(max_batch=1, slots=2, max_queue=1)
+    answers = [bench.submit(name) for name in "abc"]
+    await settle()
+    for _ in range(3):
+        await bench.finish()
+    await asyncio.gather(*answers)
+
+
 async def test_a_failed_batch_fails_its_callers_and_only_them() -> None:
     bench = Bench(max_batch=2)
     a, b, c = bench.submit("a"), bench.submit("b"), bench.submit("c")

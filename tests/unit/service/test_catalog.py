@@ -12,7 +12,7 @@ def test_an_unknown_model_is_answered_with_the_nearest_names() -> None:
     catalog = Catalog([toy_card(name="mobilevit_xs_classify"), toy_card(name="emo_1m_classify")])
     with pytest.raises(ModelNotFound, match="mobilevit_xs_classify") as raised:
         catalog.for_task("mobilevit_xss_classify", Task.CLASSIFY)
-    assert raised.value.metadata["nearest"] == "mobilevit_xs_classify"
+    assert raised.value.metadata["nearest"].split(",")[0] == "mobilevit_xs_classify"
 
 
 def test_a_model_of_another_task_is_named_with_its_task() -> None:

@@ -19,7 +19,9 @@ def leaves(of: type[errors.ServiceError] = errors.ServiceError) -> Iterator[type
 
 
 LEAVES = list(leaves())
-WIRE_REASONS = {name.removeprefix("ERROR_REASON_") for name in vision_pb2.ErrorReason.keys()} - {"UNSPECIFIED"}
+WIRE_REASONS = {v.name.removeprefix("ERROR_REASON_") for v in vision_pb2.ErrorReason.DESCRIPTOR.values} - {
+    "UNSPECIFIED"
+}
 
 
 def test_the_reasons_are_exactly_those_of_the_proto() -> None:
