@@ -1,0 +1,1 @@
+"""One module per model family: pictures in, four feature maps out."""

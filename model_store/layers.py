@@ -1,0 +1,98 @@
+"""Building blocks shared by backbones and heads: plain, scriptable, sizes by keyword.
+
+Every convolution pads with zeros to "same" size (`dilation * (kernel_size // 2)`); a convolution followed by a
+norm has no bias. Parameter names: `ConvNormAct` holds `conv.*` and `norm.*`.
+"""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+Activation = Literal["none", "relu", "relu6", "silu", "gelu", "hardswish"]
+
+
+def activation(name: Activation) -> nn.Module:
+    """Build the activation called `name`; `none` is the identity. GELU is the exact (erf) one."""
+    if name == "relu":
+        return nn.ReLU(inplace=True)
+    if name == "relu6":
+        return nn.ReLU6(inplace=True)
+    if name == "silu":
+        return nn.SiLU(inplace=True)
+    if name == "gelu":
+        return nn.GELU()
+    if name == "hardswish":
+        return nn.Hardswish(inplace=True)
+    return nn.Identity()
+
+
+class ConvNormAct(nn.Module):
+    """Convolution without bias, BatchNorm, activation: float [N, in, H, W] -> [N, out, ceil(H/s), ceil(W/s)]."""
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        act: Activation = "none",
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
+            groups=groups,
+            bias=False,
+        )
+        self.norm = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the three steps."""
+        y: Tensor = self.act(self.norm(self.conv(x)))
+        return y
+
+
+class InvertedResidual(nn.Module):
+    """Widen (1x1), filter per channel (3x3 depthwise), narrow (1x1, no activation): MobileNetV2's block.
+
+    The input is added when stride is 1 and the channel count stays: float [N, in, H, W] -> [N, out, H/s, W/s].
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        hidden_channels: int,
+        stride: int = 1,
+        dilation: int = 1,
+        act: Activation = "silu",
+    ) -> None:
+        super().__init__()
+        self.residual = stride == 1 and in_channels == out_channels
+        self.expand = ConvNormAct(in_channels=in_channels, out_channels=hidden_channels, act=act)
+        self.depthwise = ConvNormAct(
+            in_channels=hidden_channels,
+            out_channels=hidden_channels,
+            kernel_size=3,
+            stride=stride,
+            dilation=dilation,
+            groups=hidden_channels,
+            act=act,
+        )
+        self.reduce = ConvNormAct(in_channels=hidden_channels, out_channels=out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block."""
+        y: Tensor = self.reduce(self.depthwise(self.expand(x)))
+        return x + y if self.residual else y
