@@ -7,6 +7,7 @@ the seconds each stage took.
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ from model_store.card import Card, Task
 from service.batcher import Batcher
 from service.catalog import Catalog
 from service.decode import Decoder
-from service.errors import DeadlineExceeded, ModelNotReady, TooManyRequests
+from service.errors import DeadlineExceeded, ModelNotReady, ShuttingDown, TooManyRequests
 from service.health import Health
 from service.work import Decoded, Job, Record, Row
 
@@ -52,12 +53,17 @@ class Pipeline:
         self._render_pool = render_pool
         self._max_inflight = max_inflight
         self._retry_after_seconds = retry_after_seconds
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
         self.inflight = 0
 
     async def run(self, request: Request, record: Record, render: Callable[[Card, Decoded, Row], Reply]) -> Reply:
         """Answer one request. Raises a `ServiceError`."""
         card = self._catalog.for_task(request.model, request.task)
         record.model = card.name
+        if self._draining:
+            raise ShuttingDown("the server is shutting down; call another replica")
         if self.inflight >= self._max_inflight:
             raise TooManyRequests(
                 f"{self.inflight} requests are already in work; retry later or add replicas",
@@ -73,6 +79,7 @@ class Pipeline:
         if request.deadline_seconds <= asyncio.get_running_loop().time():
             raise DeadlineExceeded("the deadline passed before the server saw the request")
         self.inflight += 1
+        self._idle.clear()
         try:
             async with asyncio.timeout_at(request.deadline_seconds):
                 return await self._answer(request, card, record, render)
@@ -80,6 +87,15 @@ class Pipeline:
             raise DeadlineExceeded("the deadline passed before the answer was ready") from error
         finally:
             self.inflight -= 1
+            if not self.inflight:
+                self._idle.set()
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Refuse what comes from now on with `ShuttingDown`; return when what is in work is answered, or time is up."""
+        self._draining = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._idle.wait()
 
     async def _answer(
         self, request: Request, card: Card, record: Record, render: Callable[[Card, Decoded, Row], Reply]

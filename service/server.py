@@ -42,6 +42,8 @@ from service.torchserve import TorchServeBackend, TorchServeEndpoint
 MAX_MESSAGE_BYTES = 256 * 2**20  # one frame: 64 pictures of 512 x 512 and room to spare
 RETRY_AFTER_SECONDS = 1.0
 HEARTBEAT_SECONDS = 0.5
+REFUSAL_SECONDS = 0.2  # long enough for busy clients to be told to go elsewhere
+GRPC_STOP_SECONDS = 1.0  # replies on their way out, health watchers
 
 _log = logging.getLogger(__name__)
 
@@ -142,10 +144,16 @@ class Gateway:
         return f"{settings.grpc_host}:{grpc_port}", f"{settings.http_host}:{self._probes.port}"
 
     async def stop(self) -> None:
-        """Drain: NOT_SERVING first, then no new calls, then the calls in work finish, then everything closes."""
+        """Drain: NOT_SERVING, then new calls are refused while those in work finish, then everything closes.
+
+        gRPC's own stop comes last: a call that reaches it while stopping ends as CANCELLED, which no client retries.
+        """
         await self.health.drain()
         await asyncio.sleep(self._settings.drain_delay_seconds)
-        await self._server.stop(self._settings.drain_timeout_seconds)
+        await asyncio.gather(
+            self._pipeline.drain(self._settings.drain_timeout_seconds), asyncio.sleep(REFUSAL_SECONDS)
+        )
+        await self._server.stop(GRPC_STOP_SECONDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

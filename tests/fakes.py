@@ -22,7 +22,10 @@ SIDE = 32
 DIGEST = "0" * 64
 
 OUTPUTS = {
-    Task.CLASSIFY: (Output(name="scores", dtype="float32", shape=(3,)), Output(name="labels", dtype="int32", shape=(3,))),
+    Task.CLASSIFY: (
+        Output(name="scores", dtype="float32", shape=(3,)),
+        Output(name="labels", dtype="int32", shape=(3,)),
+    ),
     Task.DETECT: (
         Output(name="boxes", dtype="float32", shape=(4, 4)),
         Output(name="scores", dtype="float32", shape=(4,)),

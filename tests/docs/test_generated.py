@@ -18,7 +18,14 @@ def test_the_settings_page_is_current() -> None:
 @pytest.mark.parametrize("proto", ["mobilevision/v1/vision", "torchserve/inference", "torchserve/management"])
 def test_the_stubs_are_current(proto: str, tmp_path: Path) -> None:
     out = [f"--{kind}_out={tmp_path}" for kind in ("python", "grpc_python")]
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"-Iservice/pb={ROOT}/proto", *out, f"{ROOT}/proto/{proto}.proto"]
+    command = [
+        sys.executable,
+        "-m",
+        "grpc_tools.protoc",
+        f"-Iservice/pb={ROOT}/proto",
+        *out,
+        f"{ROOT}/proto/{proto}.proto",
+    ]
     subprocess.run(command, check=True, cwd=ROOT)
     for suffix in ("_pb2.py", "_pb2_grpc.py"):
         name = f"service/pb/{proto}{suffix}"

@@ -1,0 +1,141 @@
+"""The `mobilevision` command. Parses, calls, prints; no logic of its own."""
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from model_store.card import WeightsState
+from model_store.commands import app as models_app
+from service import catalog as catalogs
+from service import logs, settings
+from service.backend import ModelStatus
+from service.client import commands as client_commands
+from service.demo import DemoFailed, run_demo
+from service.embedded import EmbeddedError
+from service.server import Address, PortTaken, serve
+
+app = typer.Typer(
+    name="mobilevision",
+    help="Serve mobile vision models over gRPC: labels, boxes and masks in the picture's own pixels.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+app.add_typer(models_app, name="models")
+client_commands.register(app)
+
+_err = Console(stderr=True, highlight=False)
+
+
+def _fail(message: str) -> NoReturn:
+    _err.print(f"[bold red]error:[/] {escape(message)}")
+    raise typer.Exit(1)
+
+
+@app.command("serve")
+def serve_command(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Models to serve. None: every archive in the folder.")
+    ] = None,
+    archives: Annotated[Path | None, typer.Option(help="Folder with the archives [model_store/archives].")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on, gRPC and HTTP [127.0.0.1].")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="gRPC port [50051, or a free one].")] = None,
+    http_port: Annotated[
+        int | None, typer.Option(help="Port of /metrics, /livez, /readyz [50052, or a free one].")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings (see docs/settings.md).")] = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="File that holds the addresses as JSON while the gateway answers.")
+    ] = None,
+) -> None:
+    """Serve models: start TorchServe and the gRPC gateway, run until Ctrl-C, then drain.
+
+    Every setting can also be given as MOBILEVISION_NAME in the environment or in a TOML file; docs/settings.md has all.
+    """
+    try:
+        chosen = settings.load(
+            config,
+            models=tuple(models) if models else None,
+            archives=archives,
+            grpc_host=host,
+            http_host=host,
+            grpc_port=grpc_port,
+            http_port=http_port,
+        )
+        logs.configure(level=chosen.log_level, log_format=chosen.log_format)
+        catalog = catalogs.read(chosen.archives, models=chosen.models, default_models=chosen.default_models)
+        terminal = _err.is_terminal
+        with _err.status("starting TorchServe") as spinner:
+
+            def show(statuses: Mapping[str, ModelStatus]) -> None:
+                ready = sum(status.ready_workers > 0 for status in statuses.values())
+                spinner.update(f"loading models: {ready} of {len(statuses)} ready")
+
+            def announce(address: Address) -> None:
+                spinner.stop()
+                if terminal:
+                    _err.print(_banner(catalog, address))
+
+            asyncio.run(
+                serve(
+                    chosen,
+                    catalog,
+                    on_progress=show,
+                    on_ready=announce,
+                    on_stopping=lambda: _err.print("draining; Ctrl-C again to stop at once") if terminal else None,
+                    ready_file=ready_file,
+                )
+            )
+    except (settings.SettingsError, catalogs.CatalogError, PortTaken, EmbeddedError) as error:
+        _fail(str(error))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the annotated pictures and report.json.")] = Path("build/demo"),
+    pictures: Annotated[Path, typer.Option(help="Folder with JPEG pictures to send.")] = Path("docs/pictures"),
+    archives: Annotated[Path, typer.Option(help="Folder with the archives; missing ones are built.")] = Path(
+        "model_store/archives"
+    ),
+) -> None:
+    """Build what is missing, serve it, send real pictures through the three calls, show the results, stop."""
+    try:
+        run_demo(out=out, pictures=pictures, archives=archives, console=Console(highlight=False))
+    except DemoFailed as error:
+        _fail(str(error))
+
+
+def _banner(catalog: catalogs.Catalog, address: Address) -> Table:
+    table = Table(
+        title=f"ready after {address.startup_seconds:.1f} s · gRPC {address.grpc} · metrics http://{address.http}/metrics"
+    )
+    for column in ("model", "task", "input", "weights"):
+        table.add_column(column)
+    for card in catalog.cards:
+        random = card.weights.state is WeightsState.RANDOM
+        table.add_row(
+            card.name + (" (default)" if catalog.is_default(card) else ""),
+            card.task,
+            f"{card.input.width}x{card.input.height}",
+            f"[red]{card.weights.state}: answers mean nothing[/]" if random else str(card.weights.state),
+        )
+    return table
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

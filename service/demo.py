@@ -1,0 +1,161 @@
+"""`mobilevision demo`: the whole product once, as a user would run it, each part in a process of its own.
+
+Builds missing archives, starts `mobilevision serve` on free ports, sends pictures through the three calls, writes
+annotated pictures and `report.json`, and stops the server again, also on Ctrl-C.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console
+from rich.table import Table
+
+from service.catalog import CARD_SUFFIX
+from service.client import CallFailed, Result, VisionClient
+from service.client.draw import annotate
+
+MODELS = ("mobilevit_xxs_classify", "mobilevit_xxs_detect", "mobilevit_xxs_segment")
+STARTUP_SECONDS = 300.0
+STAGES = ("decode", "queue", "transport", "inference", "results")
+PACKAGES = ("mobilevision", "torch", "torchserve", "grpcio", "pillow", "numpy")
+DISTINCT_LABELS = 3  # shown per picture
+
+
+class DemoFailed(Exception):
+    """The demo did not reach its end; the message says at which step and what to do."""
+
+
+def run_demo(*, out: Path, pictures: Path, archives: Path, console: Console) -> None:
+    """Run it. Raises `DemoFailed`."""
+    files = sorted(pictures.glob("*.jpg"))
+    if not files:
+        raise DemoFailed(f"no .jpg pictures in {pictures}; run it in a clone of the project, or name --pictures")
+    out.mkdir(parents=True, exist_ok=True)
+    _build(archives, console)
+    with _server(archives, out, console) as address:
+        startup_seconds = address["startup_seconds"]
+        console.print(f"serving on {address['grpc']} after {startup_seconds:.1f} s")
+        calls = list(_calls(address["grpc"], files, out))
+    for table in _tables(calls):
+        console.print(table)
+    if any(call["weights"] == "WEIGHTS_STATE_RANDOM" for call in calls):
+        console.print("[red]weights: random[/]: these models were never trained; the answers mean nothing")
+    report = {
+        "startup_seconds": startup_seconds,
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "calls": calls,
+    }
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    console.print(f"annotated pictures and report.json are in [bold]{out}[/]")
+
+
+def _build(archives: Path, console: Console) -> None:
+    missing = [name for name in MODELS if not (archives / f"{name}{CARD_SUFFIX}").is_file()]
+    if not missing:
+        return
+    console.print(f"building {len(missing)} archives into {archives}")
+    # In a process of its own: the gateway never imports torch.
+    command = [sys.executable, "-m", "service", "models", "build", *missing, "--out", str(archives)]
+    if subprocess.run(command, check=False).returncode != 0:
+        raise DemoFailed(f"building failed; see above, or run: {' '.join(command)}")
+
+
+@contextlib.contextmanager
+def _server(archives: Path, out: Path, console: Console) -> Iterator[dict[str, Any]]:
+    ready_file, log = (out / "server.json").resolve(), out / "server.log"
+    ready_file.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "service", "serve", *MODELS, "--archives", str(archives)]
+    command += ["--grpc-port", "0", "--http-port", "0", "--ready-file", str(ready_file)]
+    with log.open("wb") as stream:
+        # A session of its own: Ctrl-C reaches the demo, which then stops the server in order.
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
+    try:
+        with console.status("starting TorchServe and the gateway"):
+            deadline = time.monotonic() + STARTUP_SECONDS
+            while not ready_file.exists():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+                    raise DemoFailed(f"the server did not start; the end of {log}:\n{tail}")
+                time.sleep(0.05)
+        yield json.loads(ready_file.read_text())
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _calls(server: str, files: list[Path], out: Path) -> Iterator[dict[str, Any]]:
+    with VisionClient(server) as client:
+        for task in ("classify", "detect", "segment"):
+            for file in files:
+                try:
+                    result: Result[Any] = getattr(client, task)(file)
+                except CallFailed as error:
+                    raise DemoFailed(f"{task} of {file.name} failed: {error}") from error
+                picture = out / f"{file.stem}.{task}.jpg"
+                annotate(file.read_bytes(), result.reply).convert("RGB").save(picture, quality=90)
+                answer = MessageToDict(result.reply, preserving_proto_field_name=True)
+                answer.pop("mask_png", None)  # drawn in the picture
+                yield {
+                    "task": task,
+                    "picture": file.name,
+                    "annotated": picture.name,
+                    "model": result.reply.model.name,
+                    "weights": answer["model"]["weights"],
+                    "milliseconds": result.stage_ms,
+                    "batch_size": result.batch_size,
+                    "result": answer,
+                }
+
+
+def _tables(calls: list[dict[str, Any]]) -> Iterator[Table]:
+    answers = Table(title="answers")
+    for column in ("picture", "call", "ms", "answer"):
+        answers.add_column(column, justify="right" if column == "ms" else "left")
+    for call in calls:
+        answers.add_row(call["picture"], call["task"], f"{sum(call['milliseconds'].values()):.0f}", _summary(call))
+    yield answers
+    stages = Table(title="milliseconds per stage, median")
+    for column in ("model", "weights", *STAGES):
+        stages.add_column(column, justify="right" if column in STAGES else "left", overflow="fold")
+    for model in dict.fromkeys(call["model"] for call in calls):
+        mine = [call for call in calls if call["model"] == model]
+        weights = mine[0]["weights"].removeprefix("WEIGHTS_STATE_").lower()
+        shown = "[red]random[/]" if weights == "random" else weights
+        stages.add_row(
+            model,
+            shown,
+            *(f"{statistics.median(call['milliseconds'][stage] for call in mine):.1f}" for stage in STAGES),
+        )
+    yield stages
+
+
+def _summary(call: dict[str, Any]) -> str:
+    result = call["result"]
+    if call["task"] == "classify":
+        return ", ".join(f"{label['name']} {label['score']:.2f}" for label in result["labels"][:DISTINCT_LABELS])
+    if call["task"] == "detect":
+        found = [f"{d['label']['name']} {d['label']['score']:.2f}" for d in result.get("detections", [])]
+        return f"{len(found)} found: {', '.join(found[:DISTINCT_LABELS])}" if found else "nothing above the threshold"
+    classes = result.get("classes", [])
+    return ", ".join(f"{c['name']} {c['area_fraction']:.0%}" for c in classes[:DISTINCT_LABELS])
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

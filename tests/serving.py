@@ -1,0 +1,94 @@
+"""The real thing, once per session: archives built by the command line, and `mobilevision serve` as a process."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODELS = ("mobilevit_xxs_classify", "mobilevit_xxs_detect", "mobilevit_xxs_segment")
+
+
+@dataclass
+class Served:
+    """A running `mobilevision serve`."""
+
+    process: subprocess.Popen[bytes]
+    grpc: str
+    http: str
+    startup_seconds: float
+    log: Path
+    archives: Path
+    children_seen: list[psutil.Process] = field(default_factory=list)
+
+    def descendants(self) -> list[psutil.Process]:
+        """TorchServe's JVM, its workers and what holds them."""
+        self.children_seen = psutil.Process(self.process.pid).children(recursive=True)
+        return self.children_seen
+
+    def java(self) -> psutil.Process:
+        return next(p for p in self.descendants() if "java" in p.name())
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def archives() -> Path:
+    """The three MobileViT-XXS archives. Kept between runs: `models build` knows what is up to date."""
+    folder = ROOT / "build" / "test_archives"
+    command = [sys.executable, "-m", "service", "models", "build", *MODELS, "--out", str(folder)]
+    subprocess.run(command, check=True, cwd=ROOT, timeout=280)
+    return folder
+
+
+@contextlib.contextmanager
+def served(archives: Path, folder: Path, *models: str, **environment: str) -> Iterator[Served]:
+    """Start `mobilevision serve` on free ports, wait until it answers, stop it at the end."""
+    ready, log = folder / "ready.json", folder / "serve.log"
+    command = [sys.executable, "-m", "service", "serve", *(models or MODELS), "--archives", str(archives)]
+    command += ["--grpc-port", "0", "--http-port", "0", "--ready-file", str(ready)]
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=stream, cwd=ROOT, env=os.environ | environment, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not ready.exists():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        address = json.loads(ready.read_text())
+        yield Served(
+            process=process,
+            grpc=address["grpc"],
+            http=address["http"],
+            startup_seconds=address["startup_seconds"],
+            log=log,
+            archives=archives,
+        )
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture(scope="session")
+def server(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One served instance for every test that does not break it."""
+    with served(archives, tmp_path_factory.mktemp("served")) as running:
+        yield running
