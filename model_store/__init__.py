@@ -1,1 +1,1 @@
-"""The build path: zoo -> assemble -> weights -> export -> archive. Torch is imported by the modules that need it, never here."""
+"""The build path: zoo -> assemble -> weights -> export -> archive. Importing this package imports no torch."""

@@ -125,9 +125,7 @@ class ServedSegmenter(nn.Module):
         """Take uint8 [N, H, W, 3], answer (classes, confidence)."""
         raw: Tensor = self.network(self.pixels(pixels))
         logits = raw.float()  # (N, K, h, w)
-        classes = class_map(
-            logits, height=pixels.size(1), width=pixels.size(2), align_corners=self.align_corners
-        )
+        classes = class_map(logits, height=pixels.size(1), width=pixels.size(2), align_corners=self.align_corners)
         confidence = (logits.softmax(dim=1).amax(dim=1) * 255.0).round().to(torch.uint8)  # (N, K, h, w) -> (N, h, w)
         return classes, confidence
 
@@ -344,6 +342,4 @@ def export(name: str, *, checkpoint: Path | None, seed: int = 0, layout: str | N
     weights.load(network, weights.read_file(checkpoint), chosen)
     # The published score belongs to the official file under its own layout; another layout is another checkpoint.
     published = dict(entry.published) if chosen.name == entry.layout else {}
-    return export_network(
-        entry, network, state=WeightsState.OFFICIAL, source=checkpoint.name, published=published
-    )
+    return export_network(entry, network, state=WeightsState.OFFICIAL, source=checkpoint.name, published=published)

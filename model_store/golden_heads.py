@@ -128,7 +128,9 @@ def check_ssdlite(content: Mapping[str, Any], entry: zoo.Entry) -> list[Check]:
         ]
         if label == "lively":
             for stored in case["detections"]:
-                found = detect(content["source"]["flavour"], stored["settings"], logits, deltas, (x.shape[2], x.shape[3]))
+                found = detect(
+                    content["source"]["flavour"], stored["settings"], logits, deltas, (x.shape[2], x.shape[3])
+                )
                 checks += compare_detections(f"{label}: {_text(stored['settings'])}", found, stored)
     return checks
 
@@ -194,9 +196,7 @@ def anchors_check(
     return Check(name, worst, ANCHORS)
 
 
-def detect(
-    flavour: str, settings: Mapping[str, Any], logits: Tensor, deltas: Tensor, size: tuple[int, ...]
-) -> Found:
+def detect(flavour: str, settings: Mapping[str, Any], logits: Tensor, deltas: Tensor, size: tuple[int, ...]) -> Found:
     """Detections of the first picture, by the policy of the flavour; labels count the background as 0."""
     height, width = size
     if flavour == "v01":  # unbounded, hence not part of an archive; the definition the fixed-shape one rests on

@@ -91,9 +91,7 @@ HEAD_NAMES: Mapping[type, str] = MappingProxyType(
     {ClassifierHead: "classifier", SSDLiteHead: "ssdlite", DeepLabV3Head: "deeplabv3"}
 )
 
-_MOBILEVIT_PAPER = (
-    "MobileViT: Light-weight, General-purpose, and Mobile-friendly Vision Transformer (arXiv 2110.02178)"
-)
+_MOBILEVIT_PAPER = "MobileViT: Light-weight, General-purpose, and Mobile-friendly Vision Transformer (arXiv 2110.02178)"
 _MOBILEVIT_LICENCE = "Apple sample code licence (ml-cvnets)"
 _CVNETS = "https://docs-assets.developer.apple.com/ml-research/models/cvnets"
 # The checkpoints of ml-cvnets v0.1 read pictures with OpenCV: BGR in 0..1, no mean or std, bilinear without

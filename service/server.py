@@ -150,9 +150,7 @@ class Gateway:
         """
         await self.health.drain()
         await asyncio.sleep(self._settings.drain_delay_seconds)
-        await asyncio.gather(
-            self._pipeline.drain(self._settings.drain_timeout_seconds), asyncio.sleep(REFUSAL_SECONDS)
-        )
+        await asyncio.gather(self._pipeline.drain(self._settings.drain_timeout_seconds), asyncio.sleep(REFUSAL_SECONDS))
         await self._server.stop(GRPC_STOP_SECONDS)
         for task in self._tasks:
             task.cancel()
@@ -182,9 +180,7 @@ class Gateway:
             clock=clock,
             on_dispatch=lambda size, reason: metrics.batch_dispatched(name, size=size, reason=reason),
         )
-        metrics.add_model(
-            card, queue_length=lambda: batcher.queue_length, queue_age=batcher.queue_age_seconds
-        )
+        metrics.add_model(card, queue_length=lambda: batcher.queue_length, queue_age=batcher.queue_age_seconds)
         return batcher
 
     async def _beat(self) -> None:

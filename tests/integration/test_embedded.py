@@ -95,7 +95,7 @@ def build(directory: Path) -> Path:
 def config_for(toy: Path, **changes: object) -> EmbeddedConfig:
     config = EmbeddedConfig(
         models=(EmbeddedModel("toy", toy),),
-        environment=os.environ,  # noqa: TID251 - handed on to the child, not read
+        environment=os.environ,
         worker_threads=1,
         dtype="float32",
         queue_size=2,
@@ -142,7 +142,7 @@ async def answering(backend: TorchServeBackend) -> None:
 
 async def gone(group: int) -> None:
     async with asyncio.timeout(SECONDS):
-        while members(group):  # noqa: ASYNC110 - other processes end; nothing here could set an event
+        while members(group):
             await asyncio.sleep(0.05)
 
 

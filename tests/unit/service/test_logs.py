@@ -30,7 +30,7 @@ def test_a_message_cannot_forge_a_second_line() -> None:
 
 def test_a_traceback_is_kept() -> None:
     try:
-        raise KeyError("lost")
+        {}["lost"]
     except KeyError:
         line = json.loads(JsonFormatter().format(record(exc_info=sys.exc_info())))
     assert "KeyError: 'lost'" in line["traceback"]

@@ -23,7 +23,12 @@ def test_an_unknown_name_in_the_environment_is_told(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("text", "named"),
-    [("max_batch = 0", "max_batch"), ("max_batch = 'x'", "max_batch"), ("max_btch = 1", "max_btch"), ("max_batch", "not TOML")],
+    [
+        ("max_batch = 0", "max_batch"),
+        ("max_batch = 'x'", "max_batch"),
+        ("max_btch = 1", "max_btch"),
+        ("max_batch", "not TOML"),
+    ],
 )
 def test_a_wrong_file_names_the_setting(tmp_path: Path, text: str, named: str) -> None:
     file = tmp_path / "settings.toml"
