@@ -77,6 +77,8 @@ class EmbeddedConfig:
     backoff_first_seconds: float = 0.5
     backoff_last_seconds: float = 10.0
     unresponsive_seconds: float = 30.0  # a JVM that answers no status call for so long is killed and started again
+    # So is one with a model that had no ready worker for so long. TorchServe itself tries for five minutes, then gives up.
+    unready_seconds: float = 400.0
 
 
 class EmbeddedTorchServe:
@@ -363,23 +365,29 @@ class EmbeddedTorchServe:
         raise EmbeddedError(f"TorchServe ended while it started\n{tail}")
 
     async def _until_dead(self) -> None:
-        """Return when the process has ended; end it when it does not answer."""
+        """Return when the process has ended; end it when it does not answer, or has given up on a model."""
         assert self._process is not None  # noqa: S101 - supervise follows start
         assert self._backend is not None  # noqa: S101
-        silent_seconds = 0.0
+        clock = asyncio.get_running_loop().time
+        answered_at = ready_at = clock()
         ended = asyncio.ensure_future(self._process.wait())
         try:
             while True:
                 done, _ = await asyncio.wait({ended}, timeout=WATCH_SECONDS)
                 if done or self._stopping.is_set():
                     return
-                began = asyncio.get_running_loop().time()
                 try:
-                    await self._backend.model_status(self._config.models[0].name)
-                    silent_seconds = 0.0
+                    statuses = [await self._backend.model_status(model.name) for model in self._config.models]
+                    answered_at = clock()
+                    if all(status.ready_workers for status in statuses):
+                        ready_at = clock()
                 except BackendUnavailable:
-                    silent_seconds += WATCH_SECONDS + asyncio.get_running_loop().time() - began
-                if silent_seconds >= self._config.unresponsive_seconds:
+                    ready_at = clock()  # says nothing about the workers
+                silent_seconds, unready_seconds = clock() - answered_at, clock() - ready_at
+                if (
+                    silent_seconds >= self._config.unresponsive_seconds
+                    or unready_seconds >= self._config.unready_seconds
+                ):
                     await self._kill()
                     return
         finally:

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -269,6 +270,8 @@ async def _backend(
         worker_threads=settings.worker_threads or None,
         dtype=settings.dtype,
         startup_timeout_seconds=settings.startup_timeout_seconds,
+        # Both give up on a batch together, so that a slot falls free when its worker does.
+        response_timeout_seconds=math.ceil(settings.batch_timeout_seconds),
         max_message_bytes=MAX_MESSAGE_BYTES,
     )
     torchserve = EmbeddedTorchServe(config, on_progress=on_progress, on_restart=metrics.backend_restarted)

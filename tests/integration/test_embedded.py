@@ -279,6 +279,27 @@ async def test_a_killed_jvm_is_started_again_on_its_ports(
     assert server.process_group != group
 
 
+async def test_a_model_whose_workers_stay_dead_gets_a_new_torchserve(toy: Path) -> None:
+    embedded = EmbeddedTorchServe(config_for(toy, unready_seconds=4.0))
+    await embedded.start()
+    supervising = asyncio.create_task(embedded.supervise())
+    first = embedded.process_group
+    connected = TorchServeBackend(embedded.endpoint)
+    try:
+        async with asyncio.timeout(60):
+            while embedded.restarts == 0:  # no worker lives long enough to become ready
+                for process in members(first):
+                    if any("model_service_worker" in part for part in process.cmdline()):
+                        process.kill()
+                await asyncio.sleep(0.2)
+        await answering(connected)
+        assert embedded.process_group != first
+    finally:
+        await connected.close()
+        await embedded.stop()
+        await asyncio.wait_for(supervising, SECONDS)
+
+
 async def test_a_second_instance_runs_beside_and_stop_leaves_nothing(
     toy: Path, server: EmbeddedTorchServe, backend: TorchServeBackend, tmp_path: Path
 ) -> None:
