@@ -49,6 +49,10 @@ class Exported:
 class Pixels(nn.Module):
     """uint8 [N, H, W, 3] RGB to the network's input: [N, 3, H, W], scaled to 0..1, ordered, minus mean, over std."""
 
+    scale_steps: Tensor
+    shift_steps: Tensor
+    like_weights: Tensor
+
     def __init__(self, *, normalize: Normalize) -> None:
         super().__init__()
         std = torch.tensor(normalize.std, dtype=torch.float64)
@@ -74,7 +78,7 @@ class Pixels(nn.Module):
 
 
 class ServedClassifier(nn.Module):
-    """Pictures to their best K classes: scores float32 [N, K], falling, and labels int32 [N, K]; K = min(classes, 100)."""
+    """Pictures to their best K = min(classes, 100) classes: scores float32 [N, K], falling, and labels int32 [N, K]."""
 
     def __init__(self, *, pixels: Pixels, network: nn.Module, classes: int) -> None:
         super().__init__()
@@ -188,7 +192,9 @@ def load(module_bytes: bytes) -> torch.jit.ScriptModule:
     """Load a saved module onto the CPU."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(module_bytes), map_location="cpu")
+        module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+            io.BytesIO(module_bytes), map_location="cpu"
+        )
     return module
 
 

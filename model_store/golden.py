@@ -18,7 +18,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-
 Array = npt.NDArray[np.float64]
 
 

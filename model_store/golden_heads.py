@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model_store import assemble, boxes, layouts, weights, zoo
-from model_store.golden import Array, Check, GoldenError, distance, draw, fill, parameters_check, random_state
+from model_store.golden import Array, Check, GoldenError, distance, fill, parameters_check, random_state
 from model_store.heads.anchors import cvnets_levels, make_anchors, map_sizes
 from model_store.heads.deeplabv3 import class_map, upsample
 from model_store.heads.detections import cvnets_detections
@@ -179,7 +179,7 @@ def synthetic(case: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
 def anchors_check(
     name: str, stored: Mapping[str, Any], size: tuple[int, ...], maps: list[list[int]] | None = None
 ) -> Check:
-    """cvnets' anchors for an input of `size` (height, width), over the maps given or those of a backbone."""
+    """Anchors of cvnets for an input of `size` (height, width), over the maps given or those of a backbone."""
     height, width = size
     grids = map_sizes(height=height, width=width, pooled_last=True) if maps is None else [(r, c) for r, c in maps]
     found = make_anchors(levels=cvnets_levels(), maps=grids, height=height, width=width, clamp=True)
