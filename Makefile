@@ -60,8 +60,8 @@ lock: ## renew constraints.txt from what the index has now
 	@build/lock/bin/python -m pip install --quiet torch==2.13.0 -e '.[models]' --group dev
 	@build/lock/bin/python -m pip freeze --all --exclude-editable --exclude mobilevision | sed 's/+cpu//' > constraints.txt
 
-bench: $(STAMP) ## what serving costs on this machine
-	@$(BIN)/python -m benchmarks.smoke
+bench: $(STAMP) ## served throughput against the in-process limit
+	@$(BIN)/python -m benchmarks.serving
 
 clean: ## remove what was built; the virtual environment stays
 	rm -rf build dist $(ARCHIVES)

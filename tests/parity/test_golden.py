@@ -1,10 +1,12 @@
 """Networks against the outputs of the official code, through the loader; and the comparison itself against faults."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from model_store import zoo
 from model_store.golden import GoldenError, read
@@ -18,6 +20,15 @@ FILES = sorted(
         *GOLDEN.glob("heads/hf_deeplabv3_*.json"),
     ]
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """One thread, so that a busy machine does not stall OpenMP."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_all_golden_files_are_there() -> None:
