@@ -53,7 +53,7 @@ def pack(tensors: Mapping[str, Array], meta: Mapping[str, float | int | str] | N
     frame[_PREFIX.size : _PREFIX.size + len(header)] = header
     for entry, array in zip(entries, arrays, strict=True):
         start = data_start + int(str(entry["offset"]))
-        frame[start : start + array.nbytes] = memoryview(array).cast("B") if array.size else b""
+        frame[start : start + array.nbytes] = array.data.cast("B") if array.size else b""
     return bytes(frame)
 
 

