@@ -42,7 +42,7 @@ def _fail(message: str) -> NoReturn:
 @app.command("serve")
 def serve_command(
     models: Annotated[
-        list[str] | None, typer.Argument(help="Models to serve. None: every archive in the folder.")
+        list[str] | None, typer.Argument(help="Models to serve. None: every archive in the folder (up to six).")
     ] = None,
     archives: Annotated[Path | None, typer.Option(help="Folder with the archives [model_store/archives].")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on, gRPC and HTTP [127.0.0.1].")] = None,

@@ -11,6 +11,7 @@ from service.errors import ModelNotFound, NoDefaultModel, TaskMismatch
 
 CARD_SUFFIX = ".card.json"
 ARCHIVE_SUFFIX = ".mar"
+MOST_UNNAMED = 6  # archives served without being named
 
 _TRUST = {WeightsState.OFFICIAL: 0, WeightsState.DEMO: 1, WeightsState.RANDOM: 2}
 
@@ -76,8 +77,14 @@ class Catalog:
 
 
 def read(archives: Path, *, models: Iterable[str] = (), default_models: Iterable[str] = ()) -> Catalog:
-    """Read the cards of `models` (all when empty) from a folder. Raises `CatalogError`."""
+    """Read the cards of `models` (all when empty, if they are few) from a folder. Raises `CatalogError`."""
+    models = list(models)
     found = sorted(path.name.removesuffix(CARD_SUFFIX) for path in archives.glob(f"*{CARD_SUFFIX}"))
+    if not models and len(found) > MOST_UNNAMED:
+        raise CatalogError(
+            f"{archives} holds {len(found)} archives, and each model served takes a process of its own; "
+            f"name those to serve: mobilevision serve {' '.join(found[:2])} ..."
+        )
     wanted = list(dict.fromkeys(models)) or found
     if not wanted:
         raise CatalogError(f"no model archives in {archives}; build some with: mobilevision models build")

@@ -35,7 +35,8 @@ class Settings(BaseSettings):
         default=Path("model_store/archives"), description="Folder with the .mar archives and their cards."
     )
     models: tuple[str, ...] = Field(
-        default=(), description="Names of the models to serve. Empty: every archive in the folder."
+        default=(),
+        description="Names of the models to serve. Empty: every archive in the folder, if they are six or fewer.",
     )
     default_models: tuple[str, ...] = Field(
         default=(),

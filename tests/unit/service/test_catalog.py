@@ -55,6 +55,14 @@ def test_cards_are_read_from_a_folder(tmp_path: Path) -> None:
     assert [card.name for card in read(tmp_path, models=["b", "b"]).cards] == ["b"]
 
 
+def test_many_archives_are_not_served_by_accident(tmp_path: Path) -> None:
+    for index in range(7):
+        write(tmp_path, f"m{index}")
+    with pytest.raises(CatalogError, match="name those to serve"):
+        read(tmp_path)
+    assert len(read(tmp_path, models=[f"m{index}" for index in range(7)]).cards) == 7
+
+
 def test_every_way_the_folder_can_be_wrong_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="models build"):
         read(tmp_path)
