@@ -3,7 +3,8 @@
 In: a `zoo.Entry`. Out: a `Network` with fresh weights, in eval mode. Knows nothing of checkpoints or archives.
 """
 
-from typing import Any, assert_never
+import copy
+from typing import assert_never
 
 import torch
 from torch import Tensor, nn
@@ -74,9 +75,11 @@ def build(entry: zoo.Entry) -> Network:
 def count_macs(network: nn.Module, height: int, width: int) -> int:
     """Multiply-adds of convolutions and matrix products for one picture of height x width pixels.
 
-    Attention runs on plain matrix products meanwhile, because torch does not count its fused kernel for the CPU.
+    Nothing is computed: shapes suffice, so a copy without data runs. Attention is plain matrix products there, because
+    torch does not count its fused kernel for the CPU.
     """
-    x: Any = torch.zeros(1, 3, height, width)
+    shapes = copy.deepcopy(network).to("meta")
+    x = torch.zeros(1, 3, height, width, device="meta")
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(x)
+        shapes(x)
     return int(counter.get_total_flops()) // 2

@@ -78,7 +78,7 @@ class DeepLabV3(nn.Module):
             Logits [N, K, h, w] at the resolution of the last map, in its dtype.
 
         """
-        x = features[-1]
+        x = features[3]
         branches: list[Tensor] = []
         for branch in self.branches:
             branches.append(branch(x))

@@ -10,7 +10,7 @@ import torch
 
 from model_store import zoo
 from model_store.golden import GoldenError, read
-from model_store.verify import check_content, verify, verify_costs
+from model_store.verify import Report, check_content, verify, verify_costs
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(
@@ -118,7 +118,7 @@ def test_a_file_that_cannot_be_used_is_a_failed_report(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "list.json").write_text("[]")
     paths = [tmp_path / "broken.json", tmp_path / "list.json", tmp_path / "absent.json"]
-    seen = []
+    seen: list[Report] = []
     reports = verify(paths, seen.append)
     assert seen == reports
     assert [report.ok for report in reports] == [False] * 3

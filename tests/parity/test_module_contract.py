@@ -1,4 +1,4 @@
-"""The module contract: eager = scripted = saved and reloaded; a row of a batch = the picture alone; padding is inert."""
+"""The module contract: eager = scripted = reloaded; a row of a batch = the picture alone; padding is inert."""
 
 import warnings
 from collections.abc import Iterator
@@ -14,11 +14,13 @@ from model_store.boxes import box_iou
 from model_store.card import Normalize, Task
 
 SCORE_TOLERANCE = 1e-4
+HEAVY = ("mobilevit_xs_segment", "mobilevit_s_segment")
 # How many pictures at once, per model. The whole range is swept with the smallest model in a test of its own.
 BATCHES = {
     "mobilevit_xxs_classify": (2, 3, 8, 17),
     "mobilevit_xxs_detect": (2, 3, 8),
     "mobilevit_xxs_segment": (2, 3),
+    **dict.fromkeys(HEAVY, (2,)),
 }
 OTHER_BATCHES = (2, 3)
 
@@ -28,12 +30,17 @@ def _as_served() -> Iterator[None]:
     """Run as `handlers.runtime` does: without fusion. One thread, so that a busy machine does not stall OpenMP."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch 2.13, of everything in torch.jit
-        fusion = torch.jit.set_fusion_strategy([])
-        yield
-        torch.jit.set_fusion_strategy(fusion)
+    strategy = _set_fusion([])
+    yield
+    _set_fusion(strategy)
     torch.set_num_threads(threads)
+
+
+def _set_fusion(strategy: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch 2.13 says so of everything in torch.jit
+        before: list[tuple[str, int]] = torch.jit.set_fusion_strategy(strategy)
+    return before
 
 
 @dataclass(frozen=True)
@@ -109,11 +116,11 @@ def _assert_boxes_meet(first: tuple[Tensor, ...], second: tuple[Tensor, ...], ro
 
 
 def test_eager_scripted_and_reloaded_agree(subject: Subject) -> None:
-    pixels = export.sample_pixels(subject.entry, 2)
+    pixels = export.sample_pixels(subject.entry, 1 if subject.entry.name in HEAVY else 2)
     expected = run(subject.eager, pixels)
-    # The third run is the optimised one: TorchScript profiles the first two.
+    # TorchScript profiles the first run and optimises for the second.
     for module in (subject.scripted, subject.reloaded):
-        for _ in range(3):
+        for _ in range(2):
             assert_same(subject.entry.task, expected, run(module, pixels))
 
 
@@ -124,9 +131,9 @@ def test_the_raw_outputs_depend_on_the_picture(subject: Subject) -> None:
 
 
 def test_outputs_are_as_the_card_says(subject: Subject) -> None:
+    described = export.describe_outputs(subject.eager, export.sample_pixels(subject.entry, 1))
     for count in (1, 2):
         pixels = export.sample_pixels(subject.entry, count)
-        described = export.describe_outputs(subject.eager, pixels)
         for output, answer in zip(described, run(subject.reloaded, pixels), strict=True):
             assert tuple(answer.shape) == (count, *output.shape)
             assert str(answer.dtype) == f"torch.{output.dtype}"
@@ -172,8 +179,8 @@ def test_a_row_of_a_batch_is_the_picture_alone(subject: Subject) -> None:
 
 
 def test_padding_rows_change_nothing(subject: Subject) -> None:
-    pixels = export.sample_pixels(subject.entry, 4)
-    with_zeros, with_noise = pixels.clone(), pixels.clone()
+    with_noise = export.sample_pixels(subject.entry, 3)
+    with_zeros = with_noise.clone()
     with_zeros[2:] = 0
     for clean, dirty in zip(run(subject.reloaded, with_zeros), run(subject.reloaded, with_noise), strict=True):
         assert torch.equal(clean[:2], dirty[:2])
@@ -184,7 +191,7 @@ def test_every_batch_size_up_to_64() -> None:
     network = assemble.build(entry)
     weights.random_(network, seed=1)
     module = export.script(export.served(entry, network))
-    pixels = export.sample_pixels(entry, 64)[:, :96, :96]  # the sweep is about N, so small pictures do
+    pixels = export.sample_pixels(entry, 64)[:, :64, :64]  # the sweep is about N, so small pictures do
     alone = [run(module, pixels[i : i + 1]) for i in range(64)]
     for count in range(1, 65):
         expected = tuple(torch.cat(parts) for parts in zip(*alone[:count], strict=True))
@@ -198,6 +205,8 @@ def test_runs_in_bfloat16(name: str) -> None:
     weights.random_(network, seed=0)
     module = export.load(export.save(export.script(export.served(entry, network))))
     pixels = export.sample_pixels(entry, 1)
+    if entry.task is not Task.DETECT:  # anchors belong to one size; the others take any, and bfloat16 may be slow here
+        pixels = pixels[:, :128, :128]
     expected, raw = run(module, pixels), export.raw_outputs(module, pixels)[0]
     module.to(torch.bfloat16)
     for a, b in zip(expected, run(module, pixels), strict=True):

@@ -1,0 +1,115 @@
+"""Export: equal bytes for equal weights, a card that tells the truth, layouts that change it, and refusals."""
+
+import hashlib
+import io
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_store import assemble, export, layouts, weights, zoo
+from model_store.card import Card, WeightsState
+from model_store.golden import fill, read
+
+NAME = "mobilevit_xxs_classify"
+GOLDEN = Path(__file__).parents[2] / "parity" / "golden" / "mobilevit_xxs.json"
+
+
+@pytest.fixture(scope="module")
+def exported() -> export.Exported:
+    return export.export(NAME, checkpoint=None, seed=0)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    content = read(GOLDEN)
+    path = tmp_path_factory.mktemp("checkpoint") / "mobilevit_xxs.pt"
+    torch.save(fill(content["state_dict"], content["salt"], content["gain"]), path)
+    return path
+
+
+def test_equal_weights_give_equal_bytes_whatever_was_scripted_before(exported: export.Exported) -> None:
+    export.script(export.Pixels(normalize=zoo.get(NAME).normalize))  # type: ignore[arg-type]
+    again = export.export(NAME, checkpoint=None, seed=0)
+    assert again.module_bytes == exported.module_bytes
+    assert again.card.to_json() == exported.card.to_json()
+
+
+def test_the_archive_holds_no_paths_and_no_times(exported: export.Exported) -> None:
+    with zipfile.ZipFile(io.BytesIO(exported.module_bytes)) as archive:
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        assert not [name for name in archive.namelist() if name.endswith((".debug_pkl", "serialization_id"))]
+    assert str(Path(export.__file__).parent).encode() not in exported.module_bytes
+
+
+def test_the_card_tells_the_truth(exported: export.Exported) -> None:
+    card, entry = exported.card, zoo.get(NAME)
+    assert Card.model_validate_json(card.to_json()) == card
+    assert card.module_sha256 == hashlib.sha256(exported.module_bytes).hexdigest()
+    assert (card.parameters, card.macs) == (entry.parameters, entry.macs)
+    assert (card.task, card.head, len(card.labels)) == (entry.task, "classifier", 1000)
+    assert [(output.name, output.dtype, output.shape) for output in card.outputs] == [
+        ("scores", "float32", (100,)),
+        ("labels", "int32", (100,)),
+    ]
+    assert card.parity.reloaded_max_abs_diff == 0
+    assert card.parity.scripted_max_abs_diff <= 1e-4
+    assert card.parity.batch_row_max_abs_diff <= 1e-4
+    network = assemble.build(entry)
+    weights.random_(network, 0)
+    assert card.weights.sha256 == weights.digest(network.state_dict())
+
+
+def test_random_weights_are_labelled_so(exported: export.Exported) -> None:
+    assert exported.card.weights.state is WeightsState.RANDOM
+    assert exported.card.weights.published == {}
+    assert exported.card.weights.licence == ""
+    assert "seed 0" in exported.card.weights.source
+
+
+def test_a_checkpoint_of_the_official_layout(checkpoint: Path) -> None:
+    found = export.export(NAME, checkpoint=checkpoint)
+    assert found.card.weights.state is WeightsState.OFFICIAL
+    assert found.card.weights.published == {"top1": 69.0}
+    assert found.card.weights.licence
+    assert found.card.weights.source == "mobilevit_xxs.pt"
+    assert found.card.normalize.channel_order == "BGR"
+
+
+def test_another_layout_brings_its_channel_order_and_no_published_score(checkpoint: Path) -> None:
+    found = export.export(NAME, checkpoint=checkpoint, layout="cvnets_v2")
+    assert found.card.normalize.channel_order == "RGB"
+    assert found.card.weights.published == {}
+    pixels = export.sample_pixels(zoo.get(NAME), 1)
+    with torch.inference_mode():
+        rgb = export.load(found.module_bytes).pixels(pixels)
+    assert torch.equal(rgb[0, 0], pixels[0, :, :, 0].float() * torch.tensor(1 / 255))
+
+
+def test_refusals_are_typed(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(zoo.UnknownModel):
+        export.export("mobilevit_xl_classify", checkpoint=None)
+    with pytest.raises(layouts.UnknownLayout):
+        export.export(NAME, checkpoint=checkpoint, layout="keras")
+    with pytest.raises(weights.CheckpointError, match="missing"):
+        export.export(NAME, checkpoint=checkpoint, layout="timm")
+    with pytest.raises(weights.CheckpointError, match="no such file"):
+        export.export(NAME, checkpoint=tmp_path / "absent.pt")
+
+
+def test_a_failure_of_the_other_process_is_told() -> None:
+    entry = replace(zoo.get(NAME), family="nonsense")
+    with pytest.raises(export.ExportError, match="nonsense"):
+        export.compile_entry(entry, {})
+
+
+def test_a_module_that_does_not_agree_is_not_exported() -> None:
+    entry = zoo.get(NAME)
+    first, second = assemble.build(entry), assemble.build(entry)
+    weights.random_(first, 0)
+    weights.random_(second, 1)
+    eager, other = export.served(entry, first), export.served(entry, second)
+    with pytest.raises(export.ExportError, match="scripted_max_abs_diff"):
+        export.measure_parity(eager, other, other, export.sample_pixels(entry, 1))

@@ -1,0 +1,98 @@
+"""The list of models: names, lookups, label sets, and that reading it needs no torch."""
+
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from model_store import labels, layouts, zoo
+from model_store.card import Task
+
+
+def test_names_are_unique_and_say_family_variant_and_task() -> None:
+    assert len(set(zoo.names())) == len(zoo.ENTRIES)
+    for entry in zoo.ENTRIES:
+        assert entry.name == f"{entry.family}_{entry.variant}_{entry.task.value}"
+        assert zoo.get(entry.name) is entry
+
+
+def test_mobilevit_has_three_variants_for_three_tasks() -> None:
+    expected = {f"mobilevit_{variant}_{task.value}" for variant in ("xxs", "xs", "s") for task in Task}
+    assert expected <= set(zoo.names())
+
+
+def test_entries_of_one_task() -> None:
+    assert {entry.task for entry in zoo.entries(Task.DETECT)} == {Task.DETECT}
+    assert sum(len(list(zoo.entries(task))) for task in Task) == len(list(zoo.entries()))
+
+
+def test_heads_belong_to_tasks() -> None:
+    heads = {Task.CLASSIFY: "classifier", Task.DETECT: "ssdlite", Task.SEGMENT: "deeplabv3"}
+    assert all(entry.head_name == heads[entry.task] for entry in zoo.ENTRIES)
+
+
+def test_layouts_and_label_sets_exist() -> None:
+    for entry in zoo.ENTRIES:
+        assert layouts.get(entry.layout).name == entry.layout
+        assert labels.read(entry.labels)
+
+
+def test_official_mobilevit_takes_bgr() -> None:
+    # The checkpoints of ml-cvnets v0.1 do; nothing else would tell.
+    mobilevit = [entry for entry in zoo.ENTRIES if entry.family == "mobilevit"]
+    assert {entry.normalize.channel_order for entry in mobilevit} == {"BGR"}
+    assert {entry.preprocess.antialias for entry in mobilevit} == {False}
+
+
+@pytest.mark.parametrize(
+    ("asked", "nearest"),
+    [
+        ("mobilevit_xxs_clasify", "mobilevit_xxs_classify"),
+        ("mobilevit_s_detection", "mobilevit_s_detect"),
+        ("mobilevit-xs-segment", "mobilevit_xs_segment"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_nearest(asked: str, nearest: str) -> None:
+    with pytest.raises(zoo.UnknownModel) as caught:
+        zoo.get(asked)
+    assert caught.value.nearest[0] == nearest
+    assert caught.value.name == asked
+    assert nearest in str(caught.value)
+
+
+def test_a_name_like_no_other_is_answered_with_the_command() -> None:
+    with pytest.raises(zoo.UnknownModel, match="models list") as caught:
+        zoo.get("qqqq")
+    assert caught.value.nearest == ()
+
+
+def test_entries_are_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        zoo.ENTRIES[0].name = "other"  # type: ignore[misc]
+
+
+def test_the_list_is_read_without_torch() -> None:
+    code = "import sys; from model_store import zoo; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [
+        ("imagenet1k", "tench", "toilet tissue"),
+        ("coco80", "person", "toothbrush"),
+        ("voc21", "background", "tvmonitor"),
+        ("ade20k150", "wall", "flag"),
+    ],
+)
+def test_label_sets(name: str, first: str, last: str) -> None:
+    found = labels.read(name)
+    assert (found[0], found[-1]) == (first, last)
+    assert len(found) == len(set(found)) == labels.SIZES[name]
+    assert all(label == label.strip() and label for label in found)
+
+
+def test_unknown_label_sets_are_named() -> None:
+    with pytest.raises(LookupError, match=r"cifar.*voc21"):
+        labels.read("cifar")
