@@ -129,15 +129,12 @@ def _tables(calls: list[dict[str, Any]]) -> Iterator[Table]:
         answers.add_row(call["picture"], call["task"], f"{sum(call['milliseconds'].values()):.0f}", _summary(call))
     yield answers
     stages = Table(title="milliseconds per stage, median")
-    for column in ("model", "weights", *STAGES):
-        stages.add_column(column, justify="right" if column in STAGES else "left", overflow="fold")
+    for column in ("model", *STAGES):
+        stages.add_column(column, justify="right" if column in STAGES else "left", no_wrap=True)
     for model in dict.fromkeys(call["model"] for call in calls):
         mine = [call for call in calls if call["model"] == model]
-        weights = mine[0]["weights"].removeprefix("WEIGHTS_STATE_").lower()
-        shown = "[red]random[/]" if weights == "random" else weights
         stages.add_row(
             model,
-            shown,
             *(f"{statistics.median(call['milliseconds'][stage] for call in mine):.1f}" for stage in STAGES),
         )
     yield stages
@@ -146,7 +143,7 @@ def _tables(calls: list[dict[str, Any]]) -> Iterator[Table]:
 def _summary(call: dict[str, Any]) -> str:
     result = call["result"]
     if call["task"] == "classify":
-        return ", ".join(f"{label['name']} {label['score']:.2f}" for label in result["labels"][:DISTINCT_LABELS])
+        return ", ".join(f"{label['name']} {label['score']:.3f}" for label in result["labels"][:DISTINCT_LABELS])
     if call["task"] == "detect":
         found = [f"{d['label']['name']} {d['label']['score']:.2f}" for d in result.get("detections", [])]
         return f"{len(found)} found: {', '.join(found[:DISTINCT_LABELS])}" if found else "nothing above the threshold"
