@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 ARCHIVES := model_store/archives
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve models test lint types format proto docs lock bench clean
+.PHONY: help setup demo serve models test test-all lint types format proto docs lock bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ serve: $(STAMP) ## the same models as the demo, until Ctrl-C
 test: lint types ## set up, check, test: what CI runs
 	@$(BIN)/python -m pytest
 
+test-all: lint types ## the same, with every check for every model
+	@$(BIN)/python -m pytest -m ""
+
 lint: $(STAMP) ## style, imports, proto
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -54,6 +57,7 @@ proto: $(STAMP) ## generate service/pb from proto/
 
 docs: $(STAMP) ## generate the tables in docs/
 	@$(BIN)/python -m service.settings > docs/settings.md
+	@$(BIN)/python -m model_store.zoo > docs/models.md
 
 lock: ## renew constraints.txt from what the index has now
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/python -m pip install --quiet --upgrade pip

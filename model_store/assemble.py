@@ -12,12 +12,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from model_store import labels, zoo
+from model_store.backbones import mobileformer
+from model_store.backbones.emo import EMO
+from model_store.backbones.mobileformer import MobileFormer
 from model_store.backbones.mobilevit import MobileViT
-from model_store.heads.classifier import Classifier
+from model_store.backbones.swiftformer import SwiftFormer
+from model_store.heads.classifier import Classifier, NormClassifier, PairClassifier, TokenClassifier
 from model_store.heads.deeplabv3 import DeepLabV3
 from model_store.heads.ssdlite import cvnets_ssdlite, mmdet_ssdlite
 
-Backbone = MobileViT  # any of these; each has `channels` and answers a list of feature maps
+# Each has `channels` and answers a list of feature maps; a MobileFormer for classification its tokens too.
+Backbone = MobileViT | EMO | SwiftFormer | MobileFormer
 
 
 class Network(nn.Module):
@@ -41,7 +46,19 @@ def build_backbone(entry: zoo.Entry) -> Backbone:
     """The backbone of an entry, with fresh weights."""
     if entry.family == "mobilevit":
         return MobileViT(variant=entry.variant, output_stride=entry.output_stride)
-    raise ValueError(f"this is a bug: {entry.name} names the unknown family {entry.family!r}")
+    if entry.family == "emo" and entry.output_stride == 32 and entry.window is not None:
+        return EMO(variant=entry.variant, window=entry.window)
+    classifies = isinstance(entry.head, zoo.ClassifierHead)
+    if entry.family == "swiftformer" and entry.attention is not None:
+        return SwiftFormer(
+            variant=entry.variant,
+            output_stride=entry.output_stride,
+            attention=entry.attention,
+            dense=not classifies,
+        )
+    if entry.family == "mobileformer":
+        return MobileFormer(variant=entry.variant, output_stride=entry.output_stride, tokens=classifies)
+    raise ValueError(f"this is a bug: {entry.name} asks of the family {entry.family!r} what is not here")
 
 
 def build_head(entry: zoo.Entry, channels: tuple[int, int, int, int]) -> nn.Module:
@@ -49,7 +66,7 @@ def build_head(entry: zoo.Entry, channels: tuple[int, int, int, int]) -> nn.Modu
     classes = len(labels.read(entry.labels))
     head = entry.head
     if isinstance(head, zoo.ClassifierHead):
-        return Classifier(in_channels=channels[3], width=head.width, classes=classes)
+        return _classifier(entry, head, channels[3], classes)
     if isinstance(head, zoo.SSDLiteHead):
         make = cvnets_ssdlite if head.form == "cvnets" else mmdet_ssdlite
         return make(channels=channels, classes=classes)
@@ -63,6 +80,25 @@ def build_head(entry: zoo.Entry, channels: tuple[int, int, int, int]) -> nn.Modu
             fuse_kernel=3 if head.form == "mmseg" else 1,
         )
     assert_never(head)
+
+
+def _classifier(entry: zoo.Entry, head: zoo.ClassifierHead, in_channels: int, classes: int) -> nn.Module:
+    if head.form == "mobilevit":
+        return Classifier(in_channels=in_channels, width=head.width, classes=classes)
+    if head.form == "emo":
+        return NormClassifier(in_channels=in_channels, classes=classes)
+    if head.form == "swiftformer":
+        return PairClassifier(in_channels=in_channels, classes=classes)
+    if head.form == "mobileformer":
+        config = mobileformer.CONFIGS[entry.variant]
+        return TokenClassifier(
+            in_channels=in_channels,
+            token_width=config.width,
+            hidden=head.width,
+            classes=classes,
+            groups=config.groups,
+        )
+    assert_never(head.form)
 
 
 def build(entry: zoo.Entry) -> Network:

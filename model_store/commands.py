@@ -23,6 +23,9 @@ from rich.table import Table
 import handlers
 from model_store import archive, zoo
 from model_store.card import Card, WeightsState
+from model_store.pull import commands as pull_commands
+from model_store.pull.errors import PullError
+from model_store.pull.store import CHECKPOINTS, Store
 
 if TYPE_CHECKING:
     from model_store.export import Exported
@@ -31,9 +34,19 @@ if TYPE_CHECKING:
 ARCHIVES = Path("model_store/archives")
 PLAIN_WIDTH = 120  # columns of a table that goes to a file or a pipe
 # Modules of this package that no archive depends on.
-_NOT_BUILT_FROM = {"commands.py", "verify.py", "golden.py", "golden_backbones.py", "golden_heads.py"}
+_NOT_BUILT_FROM = {
+    "commands.py",
+    "verify.py",
+    "golden.py",
+    "golden_backbones.py",
+    "golden_detectors.py",
+    "golden_heads.py",
+    "golden_segmenters.py",
+}
+_NOT_BUILT_FROM_FOLDERS = {"archives", "pull"}
 
 app = typer.Typer(help="List, build and verify the models that can be served.", no_args_is_help=True)
+pull_commands.register(app)
 
 
 @app.command("list")
@@ -106,12 +119,17 @@ def build(
     every: Annotated[bool, typer.Option("--all", help="Build every model.")] = False,
     out: Annotated[Path, typer.Option(help="Folder to write the archives to.")] = ARCHIVES,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="File with the weights of the one model named. None: random weights.")
+        Path | None,
+        typer.Option(help="File with the weights of the one model named [the pulled one; random where none was]."),
     ] = None,
     layout: Annotated[
         str | None, typer.Option(help="Whose tensor names the checkpoint has [those of the official file].")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+    store: Annotated[Path, typer.Option(help="Folder with the checkpoints that `pull` fetched.")] = CHECKPOINTS,
+    random: Annotated[
+        bool, typer.Option("--random", help="Random weights, also where a checkpoint was pulled.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Build what is up to date; replace trained weights by random ones.")
     ] = False,
@@ -126,21 +144,22 @@ def build(
         raise typer.BadParameter(f"{checkpoint}: no such file", param_hint="--checkpoint")
     if layout is not None and checkpoint is None:
         raise typer.BadParameter("means nothing without --checkpoint", param_hint="--layout")
+    if random and checkpoint is not None:
+        raise typer.BadParameter("excludes --checkpoint", param_hint="--random")
     failed = False
     with _progress() as progress:
         task = progress.add_task("", total=len(entries))
         for entry in entries:
             progress.update(task, description=entry.name)
-            inputs = _inputs_digest(checkpoint, layout, seed)
-            done = "" if force else _reason_to_keep(out, entry.name, inputs, checkpoint)
-            if not done:
-                try:
-                    done = _build_one(entry.name, out, inputs, checkpoint, layout, seed)
-                except _BuildFailed as error:
-                    failed = True
-                    _stderr().print(f"[bold red]error:[/] {entry.name}: {escape(str(error))}", soft_wrap=True)
-            if done:
+            try:
+                file, names_of = (checkpoint, layout) if checkpoint or random else _at_hand(store, entry)
+                inputs = _inputs_digest(file, names_of, seed)
+                done = "" if force else _reason_to_keep(out, entry.name, inputs, file)
+                done = done or _build_one(entry.name, out, inputs, file, names_of, seed)
                 typer.echo(f"{entry.name}: {done}")
+            except _BuildFailed as error:
+                failed = True
+                _stderr().print(f"[bold red]error:[/] {entry.name}: {escape(str(error))}", soft_wrap=True)
             progress.advance(task)
     if failed:
         raise typer.Exit(1)
@@ -204,6 +223,15 @@ def _build_one(name: str, out: Path, inputs: str, checkpoint: Path | None, layou
     return f"built {path}, {path.stat().st_size / 1e6:.1f} MB, {_weights(exported.card)}"
 
 
+def _at_hand(store: Path, entry: zoo.Entry) -> tuple[Path | None, str | None]:
+    """The checkpoint that was pulled for this model, and its layout."""
+    try:
+        stored = Store(store).get(entry.name)
+    except PullError as error:
+        raise _BuildFailed(str(error)) from error
+    return (None, None) if stored is None else (stored.path, stored.record.layout)
+
+
 def _export(name: str, checkpoint: Path | None, layout: str | None, seed: int) -> "Exported":
     with _torch_needed():
         from model_store import export, layouts, weights  # noqa: PLC0415 - takes a second
@@ -250,7 +278,9 @@ def _inputs_digest(checkpoint: Path | None, layout: str | None, seed: int) -> st
     total = hashlib.sha256()
     package = Path(__file__).parent
     sources = [
-        path for path in package.rglob("*.py") if path.name not in _NOT_BUILT_FROM and "archives" not in path.parts
+        path
+        for path in package.rglob("*.py")
+        if path.name not in _NOT_BUILT_FROM and not _NOT_BUILT_FROM_FOLDERS & set(path.relative_to(package).parts)
     ]
     sources += [*(package / "labels").glob("*.txt"), *Path(handlers.__path__[0]).glob("*.py")]
     for path in sorted(sources):

@@ -331,7 +331,7 @@ def export(name: str, *, checkpoint: Path | None, seed: int = 0, layout: str | N
     """Export the entry called `name` with the weights of `checkpoint`, or with seeded random ones where it is None.
 
     `layout` names the key layout of the checkpoint (default: that of the entry's official one); where it was trained
-    on another channel order or preprocessing, the card and the module follow it. Raises `zoo.UnknownModel`,
+    on another channel order, preprocessing or attention, the card and the module follow it. Raises `zoo.UnknownModel`,
     `layouts.UnknownLayout`, `weights.CheckpointError`, `ExportError`.
     """
     entry = zoo.get(name)
@@ -344,8 +344,11 @@ def export(name: str, *, checkpoint: Path | None, seed: int = 0, layout: str | N
         entry = replace(entry, normalize=entry.normalize.model_copy(update={"channel_order": chosen.channel_order}))
     if chosen.preprocess is not None:
         entry = replace(entry, preprocess=chosen.preprocess)
+    if chosen.attention is not None:
+        entry = replace(entry, attention=chosen.attention)
     network = assemble.build(entry)
     weights.load(network, weights.read_file(checkpoint), chosen)
-    # The published score belongs to the official file under its own layout; another layout is another checkpoint.
-    published = dict(entry.published) if chosen.name == entry.layout else {}
+    # The published score belongs to the official file under its own layout; another layout is another checkpoint. Where
+    # no file was published (EMO's dense models), it is somebody's own.
+    published = dict(entry.published) if chosen.name == entry.layout and entry.checkpoint_url else {}
     return export_network(entry, network, state=WeightsState.OFFICIAL, source=checkpoint.name, published=published)

@@ -1,8 +1,9 @@
 """Golden files: outputs of the official code for weights that are regenerated from the names of its tensors.
 
-What both formats share: reading, the recipes that fill weights and inputs, and the `Check` that every comparison ends
-in. `model_store.golden_backbones` and `model_store.golden_heads` compare; `model_store.verify` picks between them. The
-formats are described in tests/parity/golden.
+What all formats share: reading, the recipes that fill weights and inputs, and the `Check` that every comparison ends
+in. `model_store.golden_backbones`, `model_store.golden_detectors` and `model_store.golden_segmenters` compare;
+`model_store.golden_heads` and `model_store.verify` pick between them. The formats are described in
+tests/parity/golden.
 """
 
 import json
@@ -18,7 +19,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from model_store import assemble
+from model_store.backbones.emo import EMO, MobileBlock, WindowAttention
+
 Array = npt.NDArray[np.float64]
+RAW = 2e-4  # head files: largest absolute difference of what a network answers
 
 
 class GoldenError(Exception):
@@ -108,3 +113,67 @@ def distance(found: Tensor, expected: object) -> float:
     if ours.shape != numbers.shape:
         return float("inf")
     return float(np.abs(ours - numbers).max()) if ours.size else 0.0
+
+
+def picture(recipe: Mapping[str, Any]) -> Tensor:
+    """The input that a recipe of a head file describes: float32 [N, C, H, W], as it enters the network."""
+    batch, channels, height, width = recipe["shape"]
+    random = random_state(recipe["label"])
+    if recipe["kind"] == "uniform":
+        values: Array = random.random_sample(recipe["shape"])
+    elif recipe["kind"] == "blocks":
+        low = random.random_sample((batch, channels, -(-height // 32), -(-width // 32)))
+        fine = random.random_sample((batch, channels, height, width))
+        coarse = low.repeat(32, axis=2).repeat(32, axis=3)[:, :, :height, :width]
+        values = 0.75 * coarse + 0.25 * fine
+    else:
+        raise GoldenError(f"unknown kind of input {recipe['kind']!r}")
+    x = torch.from_numpy(values.astype(np.float32))
+    if "mean" in recipe:  # per channel, in steps of 1/255
+        mean, std = (torch.tensor(recipe[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+        x = (x * 255 - mean) / std
+    check = recipe["check"]
+    if distance(x.reshape(-1)[: len(check["first"])], check["first"]) > 1e-6:
+        raise GoldenError(f"the input {recipe['label']!r} does not begin as the file says")
+    return x
+
+
+def summary(name: str, found: Tensor, stored: Mapping[str, Any], tolerance: float = RAW) -> Check:
+    """Compare shape, mean, largest magnitude, leading and strided values of a tensor."""
+    if list(found.shape) != stored["shape"]:
+        return Check(f"{name}: shape {list(found.shape)}, not {stored['shape']}", float("inf"), tolerance)
+    flat = found.reshape(-1)
+    worst = max(
+        distance(flat[: len(stored["first"])], stored["first"]),
+        distance(flat[:: stored["step"]][: len(stored["strided"])], stored["strided"]),
+        abs(float(flat.double().mean()) - stored["mean"]),
+        abs(float(flat.abs().max()) - stored["abs_max"]),
+    )
+    return Check(name, worst, tolerance)
+
+
+def macs_check(content: Mapping[str, Any], network: assemble.Network) -> Check:
+    """Multiply-adds against the file, relative: within 2 %, since implementations may count attention differently."""
+    _, _, height, width = content["macs"]["shape"]
+    expected = content["macs"]["total"]
+    found = assemble.count_macs(network, height, width)
+    if isinstance(network.backbone, EMO):
+        found += padding_macs(network.backbone, height, width)
+    return Check("macs, relative", abs(found - expected) / expected, 0.02)
+
+
+def padding_macs(backbone: EMO, height: int, width: int) -> int:
+    """Multiply-adds that EMO's official code spends, beyond ours, on widening padding that is then cut off.
+
+    It cuts the padding of the windows off after the 1x1 convolution that follows the attention, we do before.
+    """
+    total = 0
+    for index, stage in enumerate(backbone.stages):
+        stride = 4 << index
+        rows, columns = -(-height // stride), -(-width // stride)
+        for block in stage.children():
+            if isinstance(block, MobileBlock) and isinstance(block.attend, WindowAttention):
+                side = block.attend.window
+                padded = (-(-rows // side) * side) * (-(-columns // side) * side)
+                total += (padded - rows * columns) * block.expand.in_channels * block.expand.out_channels
+    return total

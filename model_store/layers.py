@@ -1,11 +1,12 @@
 """Building blocks shared by backbones and heads: plain, scriptable, sizes by keyword.
 
 Every convolution pads with zeros to "same" size (`dilation * (kernel_size // 2)`); a convolution followed by a
-norm has no bias. Parameter names: `ConvNormAct` holds `conv.*` and `norm.*`.
+norm has no bias unless asked for. Parameter names: `ConvNormAct` holds `conv.*` and `norm.*`.
 """
 
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Activation = Literal["none", "relu", "relu6", "silu", "gelu", "hardswish"]
@@ -27,7 +28,7 @@ def activation(name: Activation) -> nn.Module:
 
 
 class ConvNormAct(nn.Module):
-    """Convolution without bias, BatchNorm, activation: float [N, in, H, W] -> [N, out, ceil(H/s), ceil(W/s)]."""
+    """Convolution, BatchNorm, activation: float [N, in, H, W] -> [N, out, ceil(H/s), ceil(W/s)]."""
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class ConvNormAct(nn.Module):
         act: Activation = "none",
         eps: float = 1e-5,
         momentum: float = 0.1,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
@@ -51,7 +53,7 @@ class ConvNormAct(nn.Module):
             padding=dilation * (kernel_size // 2),
             dilation=dilation,
             groups=groups,
-            bias=False,
+            bias=bias,
         )
         self.norm = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum)
         self.act = activation(act)
@@ -60,6 +62,19 @@ class ConvNormAct(nn.Module):
         """Apply the three steps."""
         y: Tensor = self.act(self.norm(self.conv(x)))
         return y
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels at each position: float [N, C, H, W] -> [N, C, H, W], channels last in memory."""
+
+    def __init__(self, channels: int, *, eps: float) -> None:
+        super().__init__(channels, eps=eps)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise."""
+        y = input.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
+        y = F.layer_norm(y, self.normalized_shape, self.weight, self.bias, self.eps)
+        return y.permute(0, 3, 1, 2)  # -> (N, C, H, W)
 
 
 class InvertedResidual(nn.Module):
@@ -96,3 +111,19 @@ class InvertedResidual(nn.Module):
         """Apply the block."""
         y: Tensor = self.reduce(self.depthwise(self.expand(x)))
         return x + y if self.residual else y
+
+
+class Shuffle(nn.Module):
+    """Interleave `groups` groups of channels: new channel j*groups + i is old channel i*(C/groups) + j."""
+
+    def __init__(self, *, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reorder float [N, C, H, W], channels last in memory."""
+        batch, channels, height, width = x.shape
+        # (N, C, H, W) -> (N, H, W, C) -> (N, H, W, groups, C/groups) -> (N, H, W, C/groups, groups)
+        y = x.permute(0, 2, 3, 1).reshape(batch, height, width, self.groups, channels // self.groups).transpose(3, 4)
+        # -> (N, H, W, C) -> (N, C, H, W)
+        return y.reshape(batch, height, width, channels).permute(0, 3, 1, 2)

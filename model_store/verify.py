@@ -39,11 +39,11 @@ def check_content(content: Mapping[str, Any]) -> list[Check]:
     try:
         if "family" in content:
             return check_backbone(content)
-        if "what" in content and "source" in content:
+        if "what" in content:
             return check_heads(content)
     except KeyError as error:
         raise GoldenError(f"the file lacks the field {error}") from error
-    raise GoldenError("neither a backbone's nor a head's golden file: no `family`, and no `what` with `source`")
+    raise GoldenError("neither a backbone's nor a head's golden file: neither `family` nor `what`")
 
 
 def verify(paths: Iterable[Path], on_progress: Callable[[Report], None] = lambda _report: None) -> list[Report]:

@@ -4,7 +4,11 @@ In: a file of any origin, or a state dict. Out: a network that holds exactly tho
 that lists everything that does not fit. Never executes code from a file (`weights_only`), and never loads in part.
 """
 
+import argparse
 import hashlib
+import pickle
+import re
+import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +22,9 @@ from torch import Tensor, nn
 
 from model_store import layouts
 
-# Where training tools keep the weights inside a larger dict: OpenMMLab and many others, timm, EMO.
-_CONTAINER_KEYS = ("state_dict", "model", "net", "model_state_dict")
+# Where training tools keep the weights inside a larger dict: OpenMMLab and many others, timm, EMO (whose averaged
+# weights, the ones it publishes, stand beside the last ones).
+_CONTAINER_KEYS = ("state_dict", "state_dict_ema", "model", "net_E", "net", "model_state_dict")
 _LISTED = 8  # names shown per kind of mismatch
 
 
@@ -59,10 +64,24 @@ def read_file(path: Path) -> dict[str, Tensor]:
     if path.suffix not in {".pt", ".pth", ".bin"}:
         raise CheckpointError(f"{path}: unknown kind of file; .safetensors, .pt, .pth and .bin are read")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Training scripts keep their options, a plain Namespace, beside the weights.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # about pickle protocols
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen unrelated types for broken files; all mean the same to us
-        raise CheckpointError(f"{path}: not a file of plain tensors ({type(error).__name__}: {error})") from error
+        raise CheckpointError(f"{path}: {_unreadable(error)}") from error
     return _state_of(content, path)
+
+
+def _unreadable(error: Exception) -> str:
+    """What torch could not read, in one line, and never its advice to load the file unsafely."""
+    if isinstance(error, pickle.UnpicklingError):
+        wanted = re.search(r"\bGLOBAL ([\w.]+)", str(error))
+        if wanted:
+            return f"would run code when loaded ({wanted[1]}); only files of plain tensors are read"
+        return "not a file of plain tensors"
+    message = str(error).strip().partition("\n")[0].partition(". ")[0]
+    return f"truncated or damaged ({type(error).__name__}{f': {message}' if message else ''})"
 
 
 def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
@@ -132,7 +151,9 @@ def random_(network: nn.Module, seed: int) -> None:
     Each tensor depends on the seed and its own name only, and is drawn by numpy's frozen legacy generator, so that a
     seed means the same weights on every machine. The scheme (fan-in scaling, norms near identity) is that of the
     `lively` cases of tests/parity/golden with gain 1.4 instead of 1.5, at which the scores of the smallest detector
-    are all 1: outputs depend on the picture, and spread.
+    are all 1: outputs depend on the picture, and spread. Two families add up more than their norms take back, so that
+    with 1.4 numbers grow by orders of magnitude: SwiftFormer's layer scales (`scale...`) are drawn small, and the
+    blocks of Mobile-Former (`blocks`), whose activations multiply by up to 2, with gain 1.1.
     """
     state = network.state_dict()
     with torch.no_grad():
@@ -147,8 +168,11 @@ def random_(network: nn.Module, seed: int) -> None:
                 drawn = 1.0 + 0.1 * np.abs(noise)
             elif leaf in {"running_mean", "bias"}:
                 drawn = 0.1 * noise
+            elif leaf.startswith("scale"):
+                drawn = 0.2 + 0.02 * noise
             elif len(shape) >= 2:
-                drawn = 1.4 * noise / np.sqrt(np.prod(shape[1:]))
+                gain = 1.1 if name.startswith("backbone.blocks.") else 1.4
+                drawn = gain * noise / np.sqrt(np.prod(shape[1:]))
             else:
                 drawn = 1.0 + 0.1 * noise
             value.copy_(torch.from_numpy(np.asarray(drawn, dtype=np.float32)))

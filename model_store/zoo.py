@@ -1,13 +1,18 @@
 """THE LIST: every model that can be built, one frozen `Entry` per backbone and head.
 
 Only facts stand here; `model_store.assemble` turns an entry into a network. Importing this module never imports
-torch. Published scores and parameter counts are those of the official checkpoints (sources: the README of ml-cvnets
-tag cvnets-v0.1); `parameters` and `macs` were measured on the official code.
+torch. Published scores are those of the official checkpoints (sources: the READMEs of ml-cvnets tag cvnets-v0.1,
+zhangzjn/EMO 27d9b40, Amshaker/SwiftFormer 4aa6cd6 and AAboys/MobileFormer f447310); `parameters` and `macs` were
+measured on the official code unless it is said otherwise.
+
+SwiftFormer and Mobile-Former were published for classification only. Their detectors and segmenters are our default:
+the heads, label sets and input sizes of EMO (SSDLite of mmdetection's form on strides 16 and 32 at 320 px, COCO;
+DeepLabv3 of mmsegmentation's form at output stride 32 and 512 px, ADE20K), without official weights or scores.
 """
 
 import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -16,9 +21,13 @@ from model_store.card import InputSize, Normalize, Preprocess, Task
 
 @dataclass(frozen=True, slots=True)
 class ClassifierHead:
-    """`heads.classifier.Classifier`: the last map widened to `width` channels, averaged, mapped to classes."""
+    """One of the classifiers of `heads.classifier`, each in the form of its paper.
 
-    width: int
+    `width` is that of the hidden layer, before or behind the mean; 0 where the form has none.
+    """
+
+    form: Literal["mobilevit", "emo", "swiftformer", "mobileformer"]
+    width: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +57,9 @@ Head = ClassifierHead | SSDLiteHead | DeepLabV3Head
 class Entry:
     """One model: what it is, how it is built, what it is fed, what was published about it.
 
-    `published` maps a metric (`top1`, `map`, `miou`, in percent) to the score of the official checkpoint, which is at
-    `checkpoint_url` (empty: never published). `parameters` counts learnable scalars, `macs` the multiply-adds of
-    convolutions and matrix products for one picture at `input`.
+    `published` maps a metric (`top1`, `top5`, `map`, `miou`, in percent) to the score the authors published; the
+    checkpoint that reached it is at `checkpoint_url` (empty: never published). `parameters` counts learnable scalars,
+    `macs` the multiply-adds of convolutions and matrix products for one picture at `input`.
     """
 
     name: str
@@ -70,6 +79,8 @@ class Entry:
     parameters: int
     macs: int
     published: Mapping[str, float] = field(default_factory=dict)
+    window: int | None = None  # of EMO's attention, in cells of the map; leaves no trace in the weights
+    attention: Literal["l2", "ones"] | None = None  # form of SwiftFormer's; leaves no trace in the weights either
 
     @property
     def head_name(self) -> str:
@@ -99,6 +110,23 @@ _CVNETS = "https://docs-assets.developer.apple.com/ml-research/models/cvnets"
 _BGR = Normalize(channel_order="BGR")
 _SQUASH = Preprocess(mode="squash", antialias=False)
 
+# Mean and deviation of ImageNet, RGB in 0..1.
+_IMAGENET = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+# Shorter side 224 / 0.875, then the centre: what most ImageNet recipes evaluate with.
+_CROP_224 = Preprocess(mode="crop", shorter_side_px=256, interpolation="bicubic")
+
+_EMO_PAPER = "Rethinking Mobile Block for Efficient Attention-based Models (arXiv 2301.01146)"
+_EMO_LICENCE = "none stated (zhangzjn/EMO)"
+
+_SWIFTFORMER_PAPER = (
+    "SwiftFormer: Efficient Additive Attention for Transformer-based Real-time Mobile Vision Applications "
+    "(arXiv 2303.15446)"
+)
+_SWIFTFORMER_LICENCE = "Apache-2.0"
+_MOBILEFORMER_PAPER = "Mobile-Former: Bridging MobileNet and Transformer (arXiv 2108.05895)"
+_MOBILEFORMER_LICENCE = "none stated (AAboys/MobileFormer)"
+_DRIVE = "https://drive.google.com/file/d/{}/view?usp=sharing"  # what the two READMEs link to
+
 
 def _mobilevit_classify(variant: str, width: int, parameters: int, macs: int, top1: float) -> Entry:
     return Entry(
@@ -107,7 +135,7 @@ def _mobilevit_classify(variant: str, width: int, parameters: int, macs: int, to
         family="mobilevit",
         variant=variant,
         output_stride=32,
-        head=ClassifierHead(width=width),
+        head=ClassifierHead(form="mobilevit", width=width),
         labels="imagenet1k",
         input=InputSize(height=256, width=256),
         preprocess=Preprocess(mode="crop", shorter_side_px=288, antialias=False),
@@ -166,6 +194,177 @@ def _mobilevit_segment(variant: str, parameters: int, macs: int, miou: float) ->
     )
 
 
+def _emo_classify(variant: str, parameters: int, macs: int, top1: float, top5: float) -> Entry:
+    return Entry(
+        name=f"emo_{variant}_classify",
+        task=Task.CLASSIFY,
+        family="emo",
+        variant=variant,
+        output_stride=32,
+        window=7,
+        head=ClassifierHead(form="emo"),
+        labels="imagenet1k",
+        input=InputSize(height=224, width=224),
+        preprocess=_CROP_224,
+        normalize=_IMAGENET,
+        paper=_EMO_PAPER,
+        licence=_EMO_LICENCE,
+        checkpoint_url=f"https://raw.githubusercontent.com/zhangzjn/EMO/main/resources/EMO_{variant.upper()}/net.pth",
+        layout="emo",
+        parameters=parameters,
+        macs=macs,
+        published={"top1": top1, "top5": top5},
+    )
+
+
+def _emo_detect(
+    variant: str, window: int, parameters: int, macs: int, mean_average_precision: float | None = None
+) -> Entry:
+    return Entry(
+        name=f"emo_{variant}_detect",
+        task=Task.DETECT,
+        family="emo",
+        variant=variant,
+        output_stride=32,
+        window=window,
+        head=SSDLiteHead(form="mmdet"),
+        labels="coco80",
+        input=InputSize(height=320, width=320),
+        preprocess=_SQUASH,
+        normalize=_IMAGENET,
+        paper=_EMO_PAPER,
+        licence=_EMO_LICENCE,
+        checkpoint_url="",
+        layout="emo_mmdetection",
+        parameters=parameters,
+        macs=macs,
+        published={} if mean_average_precision is None else {"map": mean_average_precision},
+    )
+
+
+def _emo_segment(variant: str, window: int, parameters: int, macs: int, miou: float | None = None) -> Entry:
+    # The authors keep the aspect ratio (shorter side 512, longer up to 2048), which makes every picture another size;
+    # pictures of one batch must share one, so here they are squashed.
+    return Entry(
+        name=f"emo_{variant}_segment",
+        task=Task.SEGMENT,
+        family="emo",
+        variant=variant,
+        output_stride=32,  # nothing is dilated in the official configurations either
+        window=window,
+        head=DeepLabV3Head(form="mmseg", width=256, rates=(12, 24, 36), align_corners=False),
+        labels="ade20k150",
+        input=InputSize(height=512, width=512),
+        preprocess=_SQUASH,
+        normalize=_IMAGENET,
+        paper=_EMO_PAPER,
+        licence=_EMO_LICENCE,
+        checkpoint_url="",
+        layout="emo_mmsegmentation",
+        parameters=parameters,
+        macs=macs,
+        published={} if miou is None else {"miou": miou},
+    )
+
+
+def _swiftformer_classify(variant: str, drive_id: str, parameters: int, macs: int, top1: float) -> Entry:
+    return Entry(
+        name=f"swiftformer_{variant}_classify",
+        task=Task.CLASSIFY,
+        family="swiftformer",
+        variant=variant,
+        output_stride=32,
+        attention="l2",
+        head=ClassifierHead(form="swiftformer"),
+        labels="imagenet1k",
+        input=InputSize(height=224, width=224),
+        preprocess=_CROP_224,
+        normalize=_IMAGENET,
+        paper=_SWIFTFORMER_PAPER,
+        licence=_SWIFTFORMER_LICENCE,
+        checkpoint_url=_DRIVE.format(drive_id),
+        layout="swiftformer",
+        parameters=parameters,
+        macs=macs,
+        published={"top1": top1},
+    )
+
+
+def _mobileformer_classify(variant: str, hidden: int, drive_id: str, parameters: int, macs: int, top1: float) -> Entry:
+    return Entry(
+        name=f"mobileformer_{variant}_classify",
+        task=Task.CLASSIFY,
+        family="mobileformer",
+        variant=variant,
+        output_stride=32,
+        head=ClassifierHead(form="mobileformer", width=hidden),
+        labels="imagenet1k",
+        input=InputSize(height=224, width=224),
+        preprocess=Preprocess(mode="crop", shorter_side_px=256),
+        normalize=_IMAGENET,
+        paper=_MOBILEFORMER_PAPER,
+        licence=_MOBILEFORMER_LICENCE,
+        checkpoint_url=_DRIVE.format(drive_id),
+        layout="mobileformer",
+        parameters=parameters,
+        macs=macs,
+        published={"top1": top1},
+    )
+
+
+def _our_detect(classifier: Entry, parameters: int, macs: int) -> Entry:
+    """SSDLite as EMO has it, for a backbone whose authors published no such detector."""
+    return replace(
+        classifier,
+        name=f"{classifier.family}_{classifier.variant}_detect",
+        task=Task.DETECT,
+        head=SSDLiteHead(form="mmdet"),
+        labels="coco80",
+        input=InputSize(height=320, width=320),
+        preprocess=Preprocess(mode="squash"),
+        checkpoint_url="",
+        layout="native",
+        parameters=parameters,
+        macs=macs,
+        published={},
+    )
+
+
+def _our_segment(classifier: Entry, parameters: int, macs: int) -> Entry:
+    """DeepLabv3 as EMO has it, nothing dilated in the backbone, for one whose authors published no such model."""
+    return replace(
+        classifier,
+        name=f"{classifier.family}_{classifier.variant}_segment",
+        task=Task.SEGMENT,
+        head=DeepLabV3Head(form="mmseg", width=256, rates=(12, 24, 36), align_corners=False),
+        labels="ade20k150",
+        input=InputSize(height=512, width=512),
+        preprocess=Preprocess(mode="squash"),
+        checkpoint_url="",
+        layout="native",
+        parameters=parameters,
+        macs=macs,
+        published={},
+    )
+
+
+_SWIFTFORMERS = (
+    _swiftformer_classify("xs", "12RchxzyiJrtZS-2Bur9k4wcRQMItA43S", 3_475_360, 602_400_000, 75.7),
+    _swiftformer_classify("s", "1awpcXAaHH38WaHrOmUM8updxQazUZ3Nb", 6_092_128, 984_600_000, 78.5),
+    _swiftformer_classify("l1", "1SDzauVmpR5uExkOv3ajxdwFnP-Buj9Uo", 12_057_920, 1_596_000_000, 80.9),
+    _swiftformer_classify("l3", "1DAxMe6FlnZBBIpR-HYIDfFLWJzIgiF0Y", 28_494_736, 4_008_400_000, 83.0),
+)
+_MOBILEFORMERS = (
+    _mobileformer_classify("26m", 1024, "15uWYzx2VWWUjacZQHB56vOHzKxQDlp5O", 3_232_788, 23_600_000, 64.0),
+    _mobileformer_classify("52m", 1024, "1ekq_FPl57gjIlYX16Ll0nBuEyB0pjgGt", 3_469_092, 49_300_000, 68.7),
+    _mobileformer_classify("96m", 1280, "1kMbRceswujtliCHKr-nxMFsrkvBrEfrW", 4_585_252, 92_000_000, 72.8),
+    _mobileformer_classify("151m", 1280, "1w4QO-zhJ8QI1zGu7iOZ7lXxYJ5G1VXdF", 7_595_828, 146_200_000, 75.2),
+    _mobileformer_classify("214m", 1600, "13MOjdIMMBJgqyq_ld-grRhBBHOFU5Ggd", 9_425_920, 208_400_000, 76.7),
+    _mobileformer_classify("294m", 1920, "1JBSM7NJ60fN9TgT5sMnbhmbZwrzcBd0r", 11_422_648, 286_700_000, 77.9),
+    _mobileformer_classify("508m", 1920, "1bqLIcpbCaxK-Eb4wcxk0iJpFJ1nXfGuF", 13_976_976, 498_500_000, 79.3),
+)
+
+
 ENTRIES: tuple[Entry, ...] = (
     _mobilevit_classify("xxs", 320, 1_272_024, 407_364_096, 69.0),
     _mobilevit_classify("xs", 384, 2_317_848, 1_025_911_808, 74.7),
@@ -176,6 +375,46 @@ ENTRIES: tuple[Entry, ...] = (
     _mobilevit_segment("xxs", 1_854_853, 3_952_791_552, 72.8),
     _mobilevit_segment("xs", 2_944_069, 7_378_395_136, 77.1),
     _mobilevit_segment("s", 6_357_941, 13_693_526_016, 79.3),
+    _emo_classify("1m", 1_361_168, 255_237_672, 71.498, 90.368),
+    _emo_classify("2m", 2_377_472, 431_917_024, 75.134, 92.184),
+    _emo_classify("5m", 5_108_848, 892_224_000, 78.422, 93.970),
+    _emo_classify("6m", 6_168_496, 950_250_048, 78.988, 94.162),
+    # Where windows of 7 need padding (1M and 2M at these sizes) the official code widens the padding too and counts 3
+    # to 4 % more: 609_382_208, 1_009_920_576, 2_525_315_904, 3_610_692_320. The authors published no dense 6M: it
+    # follows 5M, and its costs were counted here.
+    _emo_detect("1m", 7, 2_311_980, 584_905_280, 22.0),
+    _emo_detect("2m", 7, 3_342_716, 968_870_976, 25.2),
+    _emo_detect("5m", 10, 6_076_540, 1_949_112_896, 27.9),
+    _emo_detect("6m", 10, 7_129_340, 2_070_629_696),
+    _emo_segment("1m", 7, 5_429_806, 2_461_751_424, 33.5),
+    _emo_segment("2m", 7, 6_651_614, 3_489_426_720, 35.3),
+    _emo_segment("5m", 16, 9_948_126, 6_556_951_680, 37.8),
+    _emo_segment("6m", 16, 11_213_278, 6_925_452_416),
+    *_SWIFTFORMERS,
+    # No dense SwiftFormer or Mobile-Former was published: heads and input are our choice, costs were counted here.
+    _our_detect(_SWIFTFORMERS[0], 4_211_940, 1_284_293_344),
+    _our_detect(_SWIFTFORMERS[1], 6_853_780, 2_076_391_744),
+    _our_detect(_SWIFTFORMERS[2], 12_638_532, 3_341_150_144),
+    _our_detect(_SWIFTFORMERS[3], 28_988_660, 8_301_137_344),
+    _our_segment(_SWIFTFORMERS[0], 7_657_814, 4_314_866_688),
+    _our_segment(_SWIFTFORMERS[1], 10_296_406, 6_318_899_200),
+    _our_segment(_SWIFTFORMERS[2], 17_130_150, 9_805_234_176),
+    _our_segment(_SWIFTFORMERS[3], 34_261_590, 22_642_819_072),
+    *_MOBILEFORMERS,
+    _our_detect(_MOBILEFORMERS[0], 2_486_304, 74_738_880),
+    _our_detect(_MOBILEFORMERS[1], 2_681_136, 123_122_880),
+    _our_detect(_MOBILEFORMERS[2], 3_096_784, 210_504_704),
+    _our_detect(_MOBILEFORMERS[3], 6_000_672, 304_847_872),
+    _our_detect(_MOBILEFORMERS[4], 6_859_212, 430_228_544),
+    _our_detect(_MOBILEFORMERS[5], 7_744_964, 585_663_424),
+    _our_detect(_MOBILEFORMERS[6], 9_656_956, 1_015_201_344),
+    _our_segment(_MOBILEFORMERS[0], 5_134_850, 1_036_420_096),
+    _our_segment(_MOBILEFORMERS[1], 5_329_682, 1_160_283_136),
+    _our_segment(_MOBILEFORMERS[2], 5_944_914, 1_421_092_352),
+    _our_segment(_MOBILEFORMERS[3], 8_848_802, 1_639_207_168),
+    _our_segment(_MOBILEFORMERS[4], 9_906_926, 1_997_589_760),
+    _our_segment(_MOBILEFORMERS[5], 10_996_518, 2_437_379_072),
+    _our_segment(_MOBILEFORMERS[6], 13_201_502, 3_585_740_800),
 )
 
 _BY_NAME: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in ENTRIES})
@@ -196,3 +435,28 @@ def get(name: str) -> Entry:
     if name not in _BY_NAME:
         raise UnknownModel(name, tuple(difflib.get_close_matches(name, _BY_NAME, n=3, cutoff=0.6)))
     return _BY_NAME[name]
+
+
+def markdown() -> str:
+    """The page `docs/models.md`, generated so that it cannot go stale."""
+    lines = [
+        "# Models",
+        "",
+        "Generated by `make docs` from `model_store/zoo.py`. Names go into `mobilevision models build NAME` and into",
+        "requests. Parameters are learnable scalars; multiply-adds are those of convolutions and matrix products for",
+        "one picture. Published scores are percentages of the official checkpoint; `-`: none was published.",
+        "",
+        "| name | task | head | input | parameters | multiply-adds | labels | published |",
+        "| --- | --- | --- | --- | ---: | ---: | --- | --- |",
+    ]
+    for entry in ENTRIES:
+        scores = ", ".join(f"{metric} {score:g}" for metric, score in entry.published.items()) or "-"
+        lines.append(
+            f"| `{entry.name}` | {entry.task} | {entry.head_name} | {entry.input.width}x{entry.input.height} "
+            f"| {entry.parameters:,} | {entry.macs / 1e6:,.1f} M | {entry.labels} | {scores} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

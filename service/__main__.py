@@ -18,6 +18,7 @@ from service import logs, settings
 from service.backend import ModelStatus
 from service.client import commands as client_commands
 from service.demo import DemoFailed, run_demo
+from service.eval import commands as eval_commands
 from service.launch import EmbeddedError
 from service.server import Address, PortTaken, serve
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(models_app, name="models")
 client_commands.register(app)
+eval_commands.register(app)
 
 _err = Console(stderr=True, highlight=False)
 

@@ -117,4 +117,6 @@ class VisionApi(vision_pb2_grpc.VisionServiceServicer):
             macs=card.macs,
             ready=self._health.why_not_ready(card.name) is None,
             is_default=self._catalog.is_default(card),
+            published_scores=card.weights.published,
+            module_sha256=card.module_sha256,
         )

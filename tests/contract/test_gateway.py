@@ -108,6 +108,16 @@ async def test_models_are_listed_and_described(running: RunningGateway) -> None:
     assert [m.name for m in only.models] == ["toy_detect"]
     described = await stub(running).GetModel(vision_pb2.GetModelRequest(name="toy_detect"))
     assert list(described.model.labels) == ["dark", "gray", "bright"]
+    assert described.model.module_sha256 == toy_card(Task.DETECT).module_sha256
+    assert not described.model.published_scores
+
+
+async def test_published_scores_are_those_of_the_card() -> None:
+    card = toy_card()
+    scored = card.model_copy(update={"weights": card.weights.model_copy(update={"published": {"top1": 69.0}})})
+    async with running_gateway([scored]) as gateway:
+        described = await stub(gateway).GetModel(vision_pb2.GetModelRequest(name=card.name))
+    assert dict(described.model.published_scores) == {"top1": 69.0}
 
 
 async def test_an_unknown_model_is_not_found_and_the_nearest_are_named(running: RunningGateway) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from model_store import zoo
 from service.settings import markdown
 
 ROOT = Path(__file__).parents[2]
@@ -13,6 +14,10 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_settings_page_is_current() -> None:
     assert (ROOT / "docs" / "settings.md").read_text() == markdown(), "run: make docs"
+
+
+def test_the_models_page_is_current() -> None:
+    assert (ROOT / "docs" / "models.md").read_text() == zoo.markdown(), "run: make docs"
 
 
 @pytest.mark.parametrize("proto", ["mobilevision/v1/vision", "torchserve/inference", "torchserve/management"])

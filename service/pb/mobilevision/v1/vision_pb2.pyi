@@ -720,6 +720,26 @@ class Model(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class PublishedScoresEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
@@ -735,6 +755,8 @@ class Model(_message.Message):
     READY_FIELD_NUMBER: _builtins.int
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    PUBLISHED_SCORES_FIELD_NUMBER: _builtins.int
+    MODULE_SHA256_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name to put into requests, for example `mobilevit_xxs_classify`."""
     version: _builtins.str
@@ -763,9 +785,18 @@ class Model(_message.Message):
     """Whether the server answers requests for it right now."""
     is_default: _builtins.bool
     """Whether it answers requests that name no model for its task."""
+    module_sha256: _builtins.str
+    """Sha256 (64 hexadecimal digits) of the served TorchScript module: equal digests mean the same weights in the same graph."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Class names; a label id is an index into them. Only in `GetModel`."""
+
+    @_builtins.property
+    def published_scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """What the makers of these weights published about them: metric to score in percent. Metrics: `top1`, `top5`
+        (classification); `map` (COCO mAP over IoU 0.50 to 0.95), `map50` (detection); `miou` (segmentation). Empty: nothing
+        was published, or the weights are random. `mobilevision eval` measures the same through this server.
+        """
 
     def __init__(
         self,
@@ -785,10 +816,12 @@ class Model(_message.Message):
         ready: _builtins.bool = ...,
         is_default: _builtins.bool = ...,
         labels: _abc.Iterable[_builtins.str] | None = ...,
+        published_scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        module_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["family", b"family", "head", b"head", "input_height", b"input_height", "input_width", b"input_width", "is_default", b"is_default", "labels", b"labels", "macs", b"macs", "name", b"name", "parameters", b"parameters", "ready", b"ready", "task", b"task", "variant", b"variant", "version", b"version", "weights", b"weights", "weights_source", b"weights_source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["family", b"family", "head", b"head", "input_height", b"input_height", "input_width", b"input_width", "is_default", b"is_default", "labels", b"labels", "macs", b"macs", "module_sha256", b"module_sha256", "name", b"name", "parameters", b"parameters", "published_scores", b"published_scores", "ready", b"ready", "task", b"task", "variant", b"variant", "version", b"version", "weights", b"weights", "weights_source", b"weights_source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,156 @@
+"""The store: a folder with pulled checkpoints and `checkpoints.json`, which says what each file is.
+
+    checkpoints.json   {"models": {NAME: {file, source, layout, sha256, size_bytes}}, "digests": {URL: sha256}}
+    NAME.pt or NAME.safetensors, as published
+
+`models` says what `mobilevision models build NAME` uses. `digests` holds the sha256 of everything that was ever pulled
+from an address: later pulls must give the same bytes. Files appear whole or not at all. Never imports torch, never
+uses the network.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from model_store.pull.errors import StoreError, WrongDigest
+
+CHECKPOINTS = Path("model_store/checkpoints")
+RECORDS_FILE = "checkpoints.json"
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one checkpoint in the store is; `source` is an address or the path it was copied from."""
+
+    file: str
+    source: str
+    layout: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A checkpoint that is there, and whose bytes are those of its record."""
+
+    path: Path
+    record: Record
+
+
+class Store:
+    """The checkpoints in one folder, which need not exist yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def record(self, name: str) -> Record | None:
+        """What was pulled for the entry called `name`. Raises `StoreError` where the records cannot be read."""
+        models, _ = self._read()
+        return models.get(name)
+
+    def digest_of(self, url: str) -> str | None:
+        """Sha256 of what was pulled from this address, if anything was."""
+        _, digests = self._read()
+        return digests.get(url)
+
+    def get(self, name: str) -> Stored | None:
+        """The checkpoint of `name`, its bytes verified; None where none was pulled or its file is gone.
+
+        Raises `WrongDigest` where the file is not what was pulled.
+        """
+        record = self.record(name)
+        if record is None:
+            return None
+        path = self.folder / record.file
+        if not path.is_file():
+            return None
+        found = sha256(path)
+        if found != record.sha256:
+            raise WrongDigest(
+                f"{path} was changed: its sha256 is {found}, that of the pulled file was {record.sha256}; "
+                f"delete it and pull again: mobilevision models pull {name}"
+            )
+        return Stored(path=path, record=record)
+
+    def put(self, name: str, record: Record, content: Path, *, url: str = "") -> Stored:
+        """Move `content`, a file in this folder, to its place and record it; with `url`, as what that gives."""
+        models, digests = self._read()
+        old = models.get(name)
+        models[name] = record
+        if url:
+            digests[url] = record.sha256
+        # First the record: a record without its file only means that there is nothing yet.
+        self._write(models, digests)
+        try:
+            os.replace(content, self.folder / record.file)  # noqa: PTH105 - the name says that it is atomic
+        except OSError as error:
+            raise StoreError(f"cannot write {self.folder / record.file}: {error.strerror}") from error
+        if old is not None and old.file != record.file:
+            (self.folder / old.file).unlink(missing_ok=True)
+        return Stored(path=self.folder / record.file, record=record)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one pull, making it if needed. Raises `StoreError` where another one holds it."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / ".lock").open("w")
+        except OSError as error:
+            raise StoreError(f"cannot write to {self.folder}: {error.strerror}; name another --store") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise StoreError(f"another pull is at work in {self.folder}; wait for its end") from error
+            yield
+
+    def _read(self) -> tuple[dict[str, Record], dict[str, str]]:
+        path = self.folder / RECORDS_FILE
+        try:
+            content: Any = json.loads(path.read_bytes())
+            models = {str(name): Record(**fields) for name, fields in content["models"].items()}
+            digests = {str(url): str(digest) for url, digest in content["digests"].items()}
+        except FileNotFoundError:
+            return {}, {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(f"cannot read {path}: {error}; delete it and pull again") from error
+        return models, digests
+
+    def _write(self, models: dict[str, Record], digests: dict[str, str]) -> None:
+        content = {"models": {name: asdict(models[name]) for name in sorted(models)}, "digests": digests}
+        path = self.folder / RECORDS_FILE
+        try:
+            handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".writing-")
+            try:
+                with os.fdopen(handle, "w") as file:
+                    json.dump(content, file, indent=2, sort_keys=True)
+                    file.write("\n")
+                os.replace(temporary, path)  # noqa: PTH105 - the name says that it is atomic
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {error.strerror}") from error
+
+
+def sha256(path: Path) -> str:
+    """Sha256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_blob(path: Path) -> str:
+    """The id git gives to these bytes."""
+    total = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            total.update(chunk)
+    return total.hexdigest()
