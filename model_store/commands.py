@@ -23,6 +23,7 @@ from rich.table import Table
 import handlers
 from model_store import archive, zoo
 from model_store.card import Card, WeightsState
+from model_store.demo import commands as demo_commands
 from model_store.pull import commands as pull_commands
 from model_store.pull.errors import PullError
 from model_store.pull.store import CHECKPOINTS, Store
@@ -43,10 +44,11 @@ _NOT_BUILT_FROM = {
     "golden_heads.py",
     "golden_segmenters.py",
 }
-_NOT_BUILT_FROM_FOLDERS = {"archives", "pull"}
+_NOT_BUILT_FROM_FOLDERS = {"archives", "demo", "pull"}
 
 app = typer.Typer(help="List, build and verify the models that can be served.", no_args_is_help=True)
 pull_commands.register(app)
+demo_commands.register(app)
 
 
 @app.command("list")

@@ -3,7 +3,7 @@
 from functools import cache
 from importlib import resources
 
-SIZES = {"imagenet1k": 1000, "coco80": 80, "voc21": 21, "ade20k150": 150}
+SIZES = {"imagenet1k": 1000, "coco80": 80, "voc21": 21, "ade20k150": 150, "demo_shapes": 8, "demo_shapes_mask": 9}
 
 
 @cache

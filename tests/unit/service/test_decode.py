@@ -22,7 +22,7 @@ from service.errors import DeadlineExceeded, ImageTooManyBytes, ImageTooManyPixe
 # Pillow warns about odd metadata and decodes all the same; `decode` silences that in production.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
-GOLDEN = Path(__file__).parents[2] / "parity/golden/heads/preprocess.json"
+GOLDEN = Path(__file__).parent / "preprocess.json"
 LIMITS = Limits(max_bytes=20 * 2**20, max_pixels=150_000_000)
 SIZE = InputSize(height=96, width=128)
 SQUASH = Preprocess(mode="squash")
