@@ -78,7 +78,6 @@ class TorchServeBackend:
 
     def __init__(self, endpoint: TorchServeEndpoint) -> None:
         self._tokens = _Tokens(endpoint.key_file)
-        self._max_message_bytes = endpoint.max_message_bytes
         options = (
             ("grpc.max_send_message_length", endpoint.max_message_bytes),
             ("grpc.max_receive_message_length", endpoint.max_message_bytes),
