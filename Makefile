@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARCHIVES := model_store/archives
+DEMO_MODELS := demo_classify demo_detect demo_segment
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve models test test-all lint types format proto docs lock bench clean
+.PHONY: help setup demo demo-train serve models test test-all lint types format proto docs lock bench clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## make the virtual environment in .venv (the other targets do it when needed)
 
@@ -29,9 +30,12 @@ demo: $(STAMP) ## build, serve, answer real pictures, show the results, stop
 models: $(STAMP) ## build the archives that are not up to date
 	@$(BIN)/mobilevision models build --all --out $(ARCHIVES)
 
+demo-train: $(STAMP) ## train the demo checkpoints anew (an hour of one core); goes on after Ctrl-C
+	@$(BIN)/mobilevision models demo-train
+
 serve: $(STAMP) ## the same models as the demo, until Ctrl-C
-	@$(BIN)/mobilevision models build mobilevit_xxs_classify mobilevit_xxs_detect mobilevit_xxs_segment --out $(ARCHIVES)
-	@$(BIN)/mobilevision serve --archives $(ARCHIVES)
+	@$(BIN)/mobilevision models build $(DEMO_MODELS) --out $(ARCHIVES)
+	@$(BIN)/mobilevision serve $(DEMO_MODELS) --archives $(ARCHIVES)
 
 test: lint types ## set up, check, test: what CI runs
 	@$(BIN)/python -m pytest

@@ -44,7 +44,7 @@ _NOT_BUILT_FROM = {
     "golden_heads.py",
     "golden_segmenters.py",
 }
-_NOT_BUILT_FROM_FOLDERS = {"archives", "demo", "pull"}
+_NOT_BUILT_FROM_FOLDERS = {"archives", "demo", "pull"}  # demo weights count as a checkpoint does
 
 app = typer.Typer(help="List, build and verify the models that can be served.", no_args_is_help=True)
 pull_commands.register(app)
@@ -226,7 +226,9 @@ def _build_one(name: str, out: Path, inputs: str, checkpoint: Path | None, layou
 
 
 def _at_hand(store: Path, entry: zoo.Entry) -> tuple[Path | None, str | None]:
-    """The checkpoint that was pulled for this model, and its layout."""
+    """The checkpoint that comes with the project or was pulled for this model, and its layout."""
+    if entry.committed_checkpoint is not None:
+        return entry.committed_checkpoint, None
     try:
         stored = Store(store).get(entry.name)
     except PullError as error:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from model_store import assemble, labels, layouts, weights, zoo
 from model_store.card import Card, Normalize, Output, Parity, Weights, WeightsState
+from model_store.demo import checkpoints
 from model_store.heads.deeplabv3 import class_map
 from model_store.heads.detections import cvnets_detections, mmdet_detections
 
@@ -146,7 +147,8 @@ def served(entry: zoo.Entry, network: assemble.Network) -> Served:
         return ServedClassifier(pixels=pixels, network=network, classes=len(labels.read(entry.labels))).eval()
     if isinstance(head, zoo.SSDLiteHead):
         make = cvnets_detections if head.form == "cvnets" else mmdet_detections
-        return ServedDetector(pixels=pixels, network=network, detections=make(height=height, width=width)).eval()
+        detections = make(height=height, width=width, output_stride=entry.output_stride)
+        return ServedDetector(pixels=pixels, network=network, detections=detections).eval()
     if isinstance(head, zoo.DeepLabV3Head):
         return ServedSegmenter(pixels=pixels, network=network, align_corners=head.align_corners).eval()
     assert_never(head)
@@ -347,6 +349,11 @@ def export(name: str, *, checkpoint: Path | None, seed: int = 0, layout: str | N
     if chosen.attention is not None:
         entry = replace(entry, attention=chosen.attention)
     network = assemble.build(entry)
+    if checkpoint == entry.committed_checkpoint:
+        weights.load(network, checkpoints.read(name), chosen)
+        record = checkpoints.records()[name]
+        scores = {metric: round(100 * score, 2) for metric, score in record.scores.items()}
+        return export_network(entry, network, state=WeightsState.DEMO, source=checkpoints.SOURCE, published=scores)
     weights.load(network, weights.read_file(checkpoint), chosen)
     # The published score belongs to the official file under its own layout; another layout is another checkpoint. Where
     # no file was published (EMO's dense models), it is somebody's own.

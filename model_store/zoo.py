@@ -13,10 +13,13 @@ DeepLabv3 of mmsegmentation's form at output stride 32 and 512 px, ADE20K), with
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 from model_store.card import InputSize, Normalize, Preprocess, Task
+
+COMMITTED = Path(__file__).parent / "demo" / "weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +82,14 @@ class Entry:
     parameters: int
     macs: int
     published: Mapping[str, float] = field(default_factory=dict)
+    committed: bool = False  # its weights come with the project, see `committed_checkpoint`
     window: int | None = None  # of EMO's attention, in cells of the map; leaves no trace in the weights
     attention: Literal["l2", "ones"] | None = None  # form of SwiftFormer's; leaves no trace in the weights either
+
+    @property
+    def committed_checkpoint(self) -> Path | None:
+        """The file with the weights that come with the project, used where no other is asked for; mostly None."""
+        return COMMITTED / f"{self.name}.safetensors" if self.committed else None
 
     @property
     def head_name(self) -> str:
@@ -364,6 +373,31 @@ _MOBILEFORMERS = (
     _mobileformer_classify("508m", 1920, "1bqLIcpbCaxK-Eb4wcxk0iJpFJ1nXfGuF", 13_976_976, 498_500_000, 79.3),
 )
 
+# Small models trained here, on pictures drawn here (`model_store.demo`): what they answer is true without any download.
+_DEMO_NORMALIZE = Normalize(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+def _demo(task: Task, head: Head, output_stride: int, side_px: int, parameters: int, macs: int) -> Entry:
+    return Entry(
+        name=f"demo_{task.value}",
+        task=task,
+        family="mobilevit",
+        variant="xxs",
+        output_stride=output_stride,
+        head=head,
+        labels="demo_shapes_mask" if task is Task.SEGMENT else "demo_shapes",
+        input=InputSize(height=side_px, width=side_px),
+        preprocess=Preprocess(mode="squash"),
+        normalize=_DEMO_NORMALIZE,
+        paper=_MOBILEVIT_PAPER,
+        licence="",
+        checkpoint_url="",
+        layout="native",
+        parameters=parameters,
+        macs=macs,
+        committed=True,
+    )
+
 
 ENTRIES: tuple[Entry, ...] = (
     _mobilevit_classify("xxs", 320, 1_272_024, 407_364_096, 69.0),
@@ -415,6 +449,16 @@ ENTRIES: tuple[Entry, ...] = (
     _our_segment(_MOBILEFORMERS[4], 9_906_926, 1_997_589_760),
     _our_segment(_MOBILEFORMERS[5], 10_996_518, 2_437_379_072),
     _our_segment(_MOBILEFORMERS[6], 13_201_502, 3_585_740_800),
+    _demo(Task.CLASSIFY, ClassifierHead(form="mobilevit", width=160), 32, 128, 939_192, 86_897_920),
+    _demo(Task.DETECT, SSDLiteHead(form="cvnets"), 16, 160, 1_181_210, 186_291_280),
+    _demo(
+        Task.SEGMENT,
+        DeepLabV3Head(form="cvnets", width=64, rates=(2, 4, 8), align_corners=False),
+        8,
+        192,
+        1_095_097,
+        775_301_120,
+    ),
 )
 
 _BY_NAME: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in ENTRIES})

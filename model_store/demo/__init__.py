@@ -1,1 +1,1 @@
-"""A data set that draws itself: what `mobilevision eval` can be tried on without a download."""
+"""Demo checkpoints: a data set that draws itself, and the training of one small model per task on it."""

@@ -68,16 +68,19 @@ def mmdet_levels() -> tuple[AnchorLevel, ...]:
     )
 
 
-def map_sizes(*, height: int, width: int, pooled_last: bool) -> list[tuple[int, int]]:
-    """Return (rows, columns) of the six maps of an SSDLite for an input in pixels: strides 16 and 32, then halvings.
+def map_sizes(*, height: int, width: int, pooled_last: bool, output_stride: int = 32) -> list[tuple[int, int]]:
+    """Return (rows, columns) of the six maps of an SSDLite for an input in pixels: two of the backbone, then halvings.
 
     Args:
         height: of the network input, in pixels.
         width: of the network input, in pixels.
         pooled_last: the last map is a global mean (cvnets) instead of one more stride-2 convolution (mmdetection).
+        output_stride: of the backbone: 32, or 16 where its second map is as fine as its first.
 
     """
     sizes = [(math.ceil(height / 16), math.ceil(width / 16))]
+    if output_stride == 16:
+        sizes.append(sizes[0])
     while len(sizes) < 6:
         rows, columns = sizes[-1]
         sizes.append((math.ceil(rows / 2), math.ceil(columns / 2)))  # k3, stride 2, padding 1

@@ -170,7 +170,7 @@ class Detections(nn.Module):
         return sizes
 
 
-def cvnets_detections(*, height: int, width: int) -> Detections:
+def cvnets_detections(*, height: int, width: int, output_stride: int = 32) -> Detections:
     """Build the post-processing of the MobileViT detectors, policy of ml-cvnets v0.2 and later.
 
     v0.1 answered more than fits a fixed shape (up to 200 of each class); `boxes.detections_by_class` does that.
@@ -178,10 +178,11 @@ def cvnets_detections(*, height: int, width: int) -> Detections:
     Args:
         height: of the network input, in pixels.
         width: of the network input, in pixels.
+        output_stride: of the backbone, 32 or 16.
 
     """
     levels = cvnets_levels()
-    maps = map_sizes(height=height, width=width, pooled_last=True)
+    maps = map_sizes(height=height, width=width, pooled_last=True, output_stride=output_stride)
     return Detections(
         anchors=make_anchors(levels=levels, maps=maps, height=height, width=width, clamp=True),
         level_sizes=anchors_per_level(levels=levels, maps=maps),
@@ -197,16 +198,17 @@ def cvnets_detections(*, height: int, width: int) -> Detections:
     )
 
 
-def mmdet_detections(*, height: int, width: int) -> Detections:
+def mmdet_detections(*, height: int, width: int, output_stride: int = 32) -> Detections:
     """Build the post-processing of the EMO detectors, policy of its mmdetection configuration.
 
     Args:
         height: of the network input, in pixels; anchors keep their size in pixels.
         width: of the network input, in pixels.
+        output_stride: of the backbone, 32 or 16.
 
     """
     levels = mmdet_levels()
-    maps = map_sizes(height=height, width=width, pooled_last=False)
+    maps = map_sizes(height=height, width=width, pooled_last=False, output_stride=output_stride)
     return Detections(
         anchors=make_anchors(levels=levels, maps=maps, height=height, width=width, clamp=False),
         level_sizes=anchors_per_level(levels=levels, maps=maps),

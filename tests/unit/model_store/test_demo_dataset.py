@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from model_store.commands import app
-from model_store.demo import dataset, files
+from model_store.demo import dataset, files, pool
 from model_store.demo.dataset import LABELS, MIN_VISIBLE, Scene
 from model_store.demo.shapes import OUTLINES
 
@@ -89,6 +89,33 @@ def test_every_label_has_an_outline_within_the_unit_circle_that_equals_its_mirro
         assert np.hypot(*outline.T).max() <= 1 + 1e-9
         mirrored = {(round(x, 6) + 0.0, round(-y, 6) + 0.0) for x, y in outline}
         assert mirrored == {(round(x, 6) + 0.0, round(y, 6) + 0.0) for x, y in outline}
+
+
+def test_a_turned_picture_and_its_turned_boxes_still_fit(tmp_path: Path) -> None:
+    drawn = pool.load(folder=tmp_path, seed=SEED, kind="scene", pictures=6, side_px=64)
+    seen = 0
+    for step in range(6):
+        batch = pool.batch(drawn, seed=1, step=step, size=3, side_px=64)
+        for classes, boxes, labels in zip(batch.classes, batch.boxes, batch.box_labels, strict=True):
+            for box, label in zip(boxes, labels, strict=True):
+                ys, xs = (classes == label + 1).nonzero().unbind(1)
+                x0, y0, x1, y1 = (box * 64).tolist()
+                inside = (xs >= x0 - 1) & (xs <= x1) & (ys >= y0 - 1) & (ys <= y1)
+                assert inside.any()
+                if int((labels == label).sum()) == 1:  # then the box is the extent of all pixels of the class
+                    assert inside.all()
+                    assert xs.min() - x0 < 2
+                    assert y1 - ys.max() < 3
+                    seen += 1
+    assert seen > 10
+
+
+def test_every_picture_is_shown_once_per_round(tmp_path: Path) -> None:
+    drawn = pool.load(folder=tmp_path, seed=SEED, kind="single", pictures=8, side_px=32)
+    again = pool.load(folder=tmp_path, seed=SEED, kind="single", pictures=8, side_px=32)
+    assert np.array_equal(drawn.pixels, again.pixels)
+    shown = [pool.batch(drawn, seed=1, step=step, size=4, side_px=32) for step in range(2)]
+    assert sorted(label for batch in shown for label in batch.labels.tolist()) == list(range(8))
 
 
 def test_files_say_what_the_scenes_say(tmp_path: Path) -> None:

@@ -13,8 +13,13 @@ from model_store.card import Task
 def test_names_are_unique_and_say_family_variant_and_task() -> None:
     assert len(set(zoo.names())) == len(zoo.ENTRIES)
     for entry in zoo.ENTRIES:
-        assert entry.name == f"{entry.family}_{entry.variant}_{entry.task.value}"
+        start = "demo" if entry.committed else f"{entry.family}_{entry.variant}"
+        assert entry.name == f"{start}_{entry.task.value}"
         assert zoo.get(entry.name) is entry
+
+
+def test_every_task_has_a_model_whose_weights_come_along() -> None:
+    assert [entry.task for entry in zoo.ENTRIES if entry.committed] == list(Task)
 
 
 def test_mobilevit_has_three_variants_for_three_tasks() -> None:
@@ -40,7 +45,7 @@ def test_layouts_and_label_sets_exist() -> None:
 
 def test_official_mobilevit_takes_bgr() -> None:
     # The checkpoints of ml-cvnets v0.1 do; nothing else would tell.
-    mobilevit = [entry for entry in zoo.ENTRIES if entry.family == "mobilevit"]
+    mobilevit = [entry for entry in zoo.ENTRIES if entry.family == "mobilevit" and not entry.committed]
     assert {entry.normalize.channel_order for entry in mobilevit} == {"BGR"}
     assert {entry.preprocess.antialias for entry in mobilevit} == {False}
 

@@ -1,0 +1,91 @@
+"""How each demo checkpoint is trained. Facts only; importing this never imports torch."""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from model_store.card import Task
+from model_store.demo.dataset import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One training run.
+
+    Attributes:
+        entry: name of the model in the zoo.
+        task: of that model.
+        kind: of the pictures.
+        pictures: drawn and kept; each is shown in many variations.
+        steps: of the optimiser.
+        batch: pictures per step.
+        sides_px: input sides, each for an equal share of the steps: small pictures first, because most is learnt as
+            well on them at a fraction of the cost.
+        peak_rate: learning rate after the warm-up of a twentieth of the steps; it then falls as a cosine to 0.
+        weight_decay: of the matrices and kernels.
+        average: decay of the running average of the weights, which is the result.
+        starts_from: recipe whose backbone is taken over; None starts from nothing.
+        seed: of the pictures, their order, and the first weights.
+
+    """
+
+    entry: str
+    task: Task
+    kind: Kind
+    pictures: int
+    steps: int
+    batch: int
+    sides_px: tuple[int, ...]
+    peak_rate: float
+    weight_decay: float = 0.02
+    average: float = 0.995
+    starts_from: str | None = None
+    seed: int = 20
+
+    def side_px(self, step: int) -> int:
+        """Input side at a step."""
+        return self.sides_px[min(step * len(self.sides_px) // self.steps, len(self.sides_px) - 1)]
+
+
+# A backbone learns what a shape is from single ones, at little cost, and is handed on.
+RECIPES = MappingProxyType(
+    {
+        "classify": Recipe(
+            entry="demo_classify",
+            task=Task.CLASSIFY,
+            kind="single",
+            pictures=4000,
+            steps=4800,
+            batch=16,
+            sides_px=(64, 96, 96, 128),
+            peak_rate=2e-3,
+        ),
+        "detect": Recipe(
+            entry="demo_detect",
+            task=Task.DETECT,
+            kind="scene",
+            pictures=3000,
+            steps=5200,
+            batch=8,
+            sides_px=(96, 128, 160, 160),
+            peak_rate=1.5e-3,
+            starts_from="classify",
+        ),
+        "segment": Recipe(
+            entry="demo_segment",
+            task=Task.SEGMENT,
+            kind="scene",
+            pictures=3000,
+            steps=2400,
+            batch=8,
+            sides_px=(128, 160, 192),
+            peak_rate=1.5e-3,
+            starts_from="detect",
+        ),
+    }
+)
+
+
+def before(name: str) -> tuple[str, ...]:
+    """Names of the recipes that have to be done before this one, in order."""
+    start = RECIPES[name].starts_from
+    return () if start is None else (*before(start), start)
