@@ -20,10 +20,15 @@ class Task(StrEnum):
 
 
 class WeightsState(StrEnum):
-    """Where the weights come from. `RANDOM` answers are meaningless and are labelled so everywhere."""
+    """Where the weights come from. `RANDOM` answers are meaningless and are labelled so everywhere.
+
+    `OFFICIAL` is what the authors of the model published, known by its address or its bytes; any other checkpoint
+    is `CUSTOM`.
+    """
 
     RANDOM = "random"
     DEMO = "demo"
+    CUSTOM = "custom"
     OFFICIAL = "official"
 
 
@@ -43,6 +48,8 @@ class Preprocess(_Frozen):
 
     `squash`: the whole picture is resized to (width, height), aspect ratio ignored.
     `crop`: the shorter side is resized to `shorter_side_px`, then the centre (height, width) is cut out.
+    `crop_offset`: where half of what is cut off is no whole number of pixels: `floor` cuts less on the left and above
+    (ml-cvnets, transformers), `round` to the even of the two (torchvision, timm).
     `antialias` false reproduces OpenCV's bilinear (two taps whatever the scale), true Pillow's filters.
     """
 
@@ -50,6 +57,7 @@ class Preprocess(_Frozen):
     shorter_side_px: int | None = Field(default=None, ge=32, le=4096)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     antialias: bool = True
+    crop_offset: Literal["floor", "round"] = "floor"
 
     @model_validator(mode="after")
     def _crop_has_a_side(self) -> "Preprocess":
@@ -57,6 +65,8 @@ class Preprocess(_Frozen):
             raise ValueError("shorter_side_px belongs to mode 'crop', and only to it")
         if self.interpolation == "bicubic" and not self.antialias:
             raise ValueError("bicubic without antialiasing is not implemented")
+        if self.mode == "squash" and self.crop_offset != "floor":
+            raise ValueError("crop_offset belongs to mode 'crop'")
         return self
 
 
@@ -80,7 +90,11 @@ class Output(_Frozen):
 
 
 class Weights(_Frozen):
-    """Provenance of the weights. `sha256` is over the tensors (names, shapes, bytes), not over a file."""
+    """Provenance of the weights.
+
+    `source` is the address or the name of the file they were read from, or the seed. `sha256` is over the tensors
+    (names, shapes, bytes), not over a file.
+    """
 
     state: WeightsState
     source: str
@@ -95,6 +109,24 @@ class Parity(_Frozen):
     scripted_max_abs_diff: float
     reloaded_max_abs_diff: float
     batch_row_max_abs_diff: float
+
+
+class Agreement(_Frozen):
+    """How far the module's answers in bfloat16 are those in float32, on pictures drawn when the archive was built.
+
+    `agreement` is a share, 0..1, of what `metric` names:
+    `top1`: the pictures whose best class is the same;
+    `boxes`: the float32 boxes, each weighted by its score, that have a partner in bfloat16: a box of the same class
+    with an IoU of at least 0.5 that is the partner of no better box;
+    `class_map`: the pixels of the same class.
+    `score_max_abs_diff` is the largest difference of a score: of the best class, of partners, of a cell's confidence.
+    Under random weights scores lie close together, so that the share may be low.
+    """
+
+    metric: Literal["top1", "boxes", "class_map"]
+    pictures: int = Field(ge=1)
+    agreement: float = Field(ge=0, le=1)
+    score_max_abs_diff: float = Field(ge=0, le=1)
 
 
 class Card(_Frozen):
@@ -122,6 +154,7 @@ class Card(_Frozen):
     macs: int  # multiply-adds of convolutions and matrix products for one picture
     weights: Weights
     parity: Parity
+    bfloat16: Agreement | None = None  # None: not measured
     module_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  # of model.pt inside the archive
 
     def to_json(self) -> str:

@@ -2,7 +2,8 @@
 
 In: the command line. Out: tables on stdout; progress and errors on stderr. Exit codes: 0 done, 1 something failed or is
 over its tolerance, 2 a wrong name, option or file. Modules that need torch are imported where they are used, so that
-help and `list` answer at once, also where torch is not installed.
+help and `list` answer at once, also where torch is not installed. The command line that mounts these may hand in, as
+the context's object, how its gateway brings a picture to a model's input: `verify` compares that too.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import importlib.metadata
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,9 +24,11 @@ from rich.table import Table
 
 import handlers
 from model_store import archive, zoo
-from model_store.card import Card, WeightsState
+from model_store.card import Agreement, Card, WeightsState
 from model_store.demo import commands as demo_commands
+from model_store.errors import CheckpointError
 from model_store.pull import commands as pull_commands
+from model_store.pull import origin
 from model_store.pull.errors import PullError
 from model_store.pull.store import CHECKPOINTS, Store
 
@@ -40,11 +44,25 @@ _NOT_BUILT_FROM = {
     "verify.py",
     "golden.py",
     "golden_backbones.py",
+    "golden_boxes.py",
     "golden_detectors.py",
     "golden_heads.py",
+    "golden_pictures.py",
     "golden_segmenters.py",
 }
 _NOT_BUILT_FROM_FOLDERS = {"archives", "demo", "pull"}  # demo weights count as a checkpoint does
+_DRAWS_PICTURES = ("dataset.py", "shapes.py")  # of `demo`: what the agreement in the card is measured on
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """The weights to build from; `layout` None means that of the official file."""
+
+    path: Path
+    layout: str | None
+    source: str
+    official: bool
+
 
 app = typer.Typer(help="List, build and verify the models that can be served.", no_args_is_help=True)
 pull_commands.register(app)
@@ -110,6 +128,8 @@ def show(
             "reloaded - scripted": f"{card.parity.reloaded_max_abs_diff:.3g}",
             "batch row - alone": f"{card.parity.batch_row_max_abs_diff:.3g}",
         }
+        if card.bfloat16 is not None:
+            rows["in bfloat16"] = _agreement(card.bfloat16)
     for key, value in rows.items():
         table.add_row(key, escape(value))
     _stdout().print(table)
@@ -154,10 +174,10 @@ def build(
         for entry in entries:
             progress.update(task, description=entry.name)
             try:
-                file, names_of = (checkpoint, layout) if checkpoint or random else _at_hand(store, entry)
-                inputs = _inputs_digest(file, names_of, seed)
-                done = "" if force else _reason_to_keep(out, entry.name, inputs, file)
-                done = done or _build_one(entry.name, out, inputs, file, names_of, seed)
+                chosen = None if random else _chosen(store, entry, checkpoint, layout)
+                inputs = _inputs_digest(chosen, seed)
+                done = "" if force else _reason_to_keep(out, entry.name, inputs, chosen)
+                done = done or _build_one(entry.name, out, inputs, chosen, seed)
                 typer.echo(f"{entry.name}: {done}")
             except _BuildFailed as error:
                 failed = True
@@ -169,10 +189,11 @@ def build(
 
 @app.command("verify")
 def verify_golden(
+    context: typer.Context,
     golden: Annotated[list[Path] | None, typer.Option(help="Golden file, or folder of them. May be repeated.")] = None,
     paths: Annotated[list[Path] | None, typer.Argument(help="More golden files or folders.")] = None,
 ) -> None:
-    """Compare the models built here with stored outputs of the official code, and print every difference."""
+    """Compare what is built here with stored outputs of the official code, and print every difference."""
     files = [file for path in [*(golden or []), *(paths or [])] for file in _golden_files(path)]
     if not files:
         raise typer.BadParameter("give a golden file or a folder of them", param_hint="--golden")
@@ -186,7 +207,7 @@ def verify_golden(
             following = int(progress.tasks[0].completed)
             progress.update(task, description=files[following].name if following < len(files) else "")
 
-        reports = verify(files, advance)
+        reports = verify(files, advance, to_input=context.obj)
     table = Table("file", "check", "worst", "tolerance", "", box=None)
     table.columns[0].no_wrap = True
     for report in reports:
@@ -211,9 +232,9 @@ class _BuildFailed(Exception):
     """A model cannot be built; the message says what to do."""
 
 
-def _build_one(name: str, out: Path, inputs: str, checkpoint: Path | None, layout: str | None, seed: int) -> str:
+def _build_one(name: str, out: Path, inputs: str, checkpoint: _Checkpoint | None, seed: int) -> str:
     """Build an archive and say what was written."""
-    exported = _export(name, checkpoint, layout, seed)
+    exported = _export(name, checkpoint, seed)
     try:
         path = archive.write(out, exported.card, exported.module_bytes)
         # Last, so that an interrupted build is not taken for a finished one.
@@ -225,26 +246,46 @@ def _build_one(name: str, out: Path, inputs: str, checkpoint: Path | None, layou
     return f"built {path}, {path.stat().st_size / 1e6:.1f} MB, {_weights(exported.card)}"
 
 
-def _at_hand(store: Path, entry: zoo.Entry) -> tuple[Path | None, str | None]:
-    """The checkpoint that comes with the project or was pulled for this model, and its layout."""
-    if entry.committed_checkpoint is not None:
-        return entry.committed_checkpoint, None
+def _chosen(folder: Path, entry: zoo.Entry, file: Path | None, layout: str | None) -> _Checkpoint | None:
+    """The checkpoint that was named, or else the one at hand."""
+    store = Store(folder)
     try:
-        stored = Store(store).get(entry.name)
+        if file is None:
+            return _at_hand(store, entry)
+        found = origin.of_file(entry, store, file, layout=layout or entry.layout)
+        return _Checkpoint(path=file, layout=layout, source=found.source, official=found.official)
     except PullError as error:
         raise _BuildFailed(str(error)) from error
-    return (None, None) if stored is None else (stored.path, stored.record.layout)
 
 
-def _export(name: str, checkpoint: Path | None, layout: str | None, seed: int) -> "Exported":
+def _at_hand(store: Store, entry: zoo.Entry) -> _Checkpoint | None:
+    """The checkpoint that comes with the project or was pulled for this model. Raises `PullError`."""
+    if entry.committed_checkpoint is not None:
+        return _Checkpoint(path=entry.committed_checkpoint, layout=None, source="", official=False)
+    stored = store.get(entry.name)
+    if stored is None:
+        return None
+    found = origin.of_stored(entry, store, stored)
+    return _Checkpoint(path=stored.path, layout=stored.record.layout, source=found.source, official=found.official)
+
+
+def _export(name: str, checkpoint: _Checkpoint | None, seed: int) -> "Exported":
     with _torch_needed():
-        from model_store import export, layouts, weights  # noqa: PLC0415 - takes a second
+        from model_store import export, layouts  # noqa: PLC0415 - takes a second
 
     try:
-        return export.export(name, checkpoint=checkpoint, seed=seed, layout=layout)
+        if checkpoint is None:
+            return export.export(name, checkpoint=None, seed=seed)
+        return export.export(
+            name,
+            checkpoint=checkpoint.path,
+            layout=checkpoint.layout,
+            source=checkpoint.source,
+            official=checkpoint.official,
+        )
     except layouts.UnknownLayout as error:
         raise typer.BadParameter(str(error), param_hint="--layout") from error
-    except (weights.CheckpointError, export.ExportError) as error:
+    except (CheckpointError, export.ExportError) as error:
         raise _BuildFailed(str(error)) from error
 
 
@@ -260,7 +301,7 @@ def _torch_needed() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-def _reason_to_keep(out: Path, name: str, inputs: str, checkpoint: Path | None) -> str:
+def _reason_to_keep(out: Path, name: str, inputs: str, checkpoint: _Checkpoint | None) -> str:
     """Why the archive that is there should stay; empty if it should be built."""
     card = _card(out, name)
     if not isinstance(card, Card):
@@ -277,7 +318,7 @@ def _reason_to_keep(out: Path, name: str, inputs: str, checkpoint: Path | None) 
     return ""
 
 
-def _inputs_digest(checkpoint: Path | None, layout: str | None, seed: int) -> str:
+def _inputs_digest(checkpoint: _Checkpoint | None, seed: int) -> str:
     """Sha256 over everything an archive is made from: our sources, torch's version, and the weights asked for."""
     total = hashlib.sha256()
     package = Path(__file__).parent
@@ -286,6 +327,7 @@ def _inputs_digest(checkpoint: Path | None, layout: str | None, seed: int) -> st
         for path in package.rglob("*.py")
         if path.name not in _NOT_BUILT_FROM and not _NOT_BUILT_FROM_FOLDERS & set(path.relative_to(package).parts)
     ]
+    sources += [package / "demo" / name for name in _DRAWS_PICTURES]
     sources += [*(package / "labels").glob("*.txt"), *Path(handlers.__path__[0]).glob("*.py")]
     for path in sorted(sources):
         total.update(f"{path.name}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
@@ -293,9 +335,12 @@ def _inputs_digest(checkpoint: Path | None, layout: str | None, seed: int) -> st
         torch_version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         torch_version = ""
-    weights = "" if checkpoint is None else hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    source = "" if checkpoint is None else checkpoint.name  # the card names it
-    total.update(json.dumps([torch_version, weights, source, layout, None if checkpoint else seed]).encode())
+    if checkpoint is None:
+        asked: list[object] = [seed]
+    else:
+        digest = hashlib.sha256(checkpoint.path.read_bytes()).hexdigest()
+        asked = [digest, checkpoint.layout, checkpoint.source, checkpoint.official]  # the card names the source
+    total.update(json.dumps([torch_version, *asked]).encode())
     return total.hexdigest()
 
 
@@ -323,6 +368,14 @@ def _archive_state(out: Path, name: str) -> str:
 
 def _weights(card: Card) -> str:
     return f"weights: {card.weights.state.value}"
+
+
+def _agreement(found: Agreement) -> str:
+    what = {"top1": "best classes", "boxes": "boxes, weighted by score,", "class_map": "pixels"}[found.metric]
+    return (
+        f"{100 * found.agreement:.2f} % of {what} as in float32, scores within {found.score_max_abs_diff:.2g}, "
+        f"on {found.pictures} drawn pictures"
+    )
 
 
 def _scores(published: dict[str, float]) -> str:

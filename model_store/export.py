@@ -9,7 +9,6 @@ float32. Equal entries and weights give equal bytes, on any machine with the sam
 
 import hashlib
 import io
-import json
 import pickle
 import subprocess
 import sys
@@ -24,8 +23,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model_store import assemble, labels, layouts, weights, zoo
-from model_store.card import Card, Normalize, Output, Parity, Weights, WeightsState
+from model_store import agreement, assemble, labels, layouts, weights, zoo
+from model_store.card import Agreement, Card, Normalize, Output, Parity, Weights, WeightsState
 from model_store.demo import checkpoints
 from model_store.heads.deeplabv3 import class_map
 from model_store.heads.detections import cvnets_detections, mmdet_detections
@@ -45,6 +44,15 @@ class Exported:
 
     card: Card
     module_bytes: bytes
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What `compile_entry` answers: the bytes of the TorchScript module, and what was found out about it."""
+
+    module_bytes: bytes
+    parity: Parity
+    bfloat16: Agreement
 
 
 class Pixels(nn.Module):
@@ -241,7 +249,7 @@ def sample_pixels(entry: zoo.Entry, count: int) -> Tensor:
     return (blocks + torch.randint(0, 56, blocks.shape, generator=generator)).to(torch.uint8)
 
 
-def compile_here(entry: zoo.Entry, state: dict[str, Tensor]) -> tuple[bytes, Parity]:
+def compile_here(entry: zoo.Entry, state: dict[str, Tensor]) -> Compiled:
     """Script, save, and measure, in this process."""
     torch.set_num_threads(1)  # the figures are part of the card, which must not depend on the machine's cores
     network = assemble.build(entry)
@@ -252,11 +260,16 @@ def compile_here(entry: zoo.Entry, state: dict[str, Tensor]) -> tuple[bytes, Par
     except Exception as error:  # torch raises many unrelated types from the compiler
         raise ExportError(f"{entry.name} does not compile: {error}") from error
     module_bytes = save(scripted)
-    parity = measure_parity(eager, scripted, load(module_bytes), sample_pixels(entry, PARITY_PICTURES))
-    return module_bytes, parity
+    return Compiled(
+        module_bytes=module_bytes,
+        parity=measure_parity(eager, scripted, load(module_bytes), sample_pixels(entry, PARITY_PICTURES)),
+        bfloat16=agreement.measure(
+            entry.task, lambda: load(module_bytes), names=OUTPUT_NAMES[type(eager)], size=entry.input
+        ),
+    )
 
 
-def compile_entry(entry: zoo.Entry, state: dict[str, Tensor]) -> tuple[bytes, Parity]:
+def compile_entry(entry: zoo.Entry, state: dict[str, Tensor]) -> Compiled:
     """Script, save, and measure, in a fresh process, so that the bytes depend on the entry and the weights only.
 
     A process of its own, because TorchScript numbers class names through the life of one, and with a fixed hash
@@ -273,17 +286,16 @@ def compile_entry(entry: zoo.Entry, state: dict[str, Tensor]) -> tuple[bytes, Pa
         )
         if done.returncode != 0:
             raise ExportError(f"exporting {entry.name} failed:\n{done.stderr.strip()}")
-        parity = Parity.model_validate_json((job / "parity.json").read_bytes())
-        return (job / "module.pt").read_bytes(), parity
+        compiled: Compiled = pickle.loads((job / "compiled.pickle").read_bytes())  # noqa: S301 - written by `compile_job`
+        return compiled
 
 
 def compile_job(folder: str) -> None:
     """The other side of `compile_entry`: read the job from its folder, leave the results there."""
     job = Path(folder)
     entry = pickle.loads((job / "entry.pickle").read_bytes())  # noqa: S301 - written by our own parent process
-    module_bytes, parity = compile_here(entry, load_file(job / "state.safetensors"))
-    (job / "module.pt").write_bytes(module_bytes)
-    (job / "parity.json").write_text(json.dumps(parity.model_dump()))
+    compiled = compile_here(entry, load_file(job / "state.safetensors"))
+    (job / "compiled.pickle").write_bytes(pickle.dumps(compiled))
 
 
 def describe_outputs(module: Served, pixels: Tensor) -> tuple[Output, ...]:
@@ -301,7 +313,7 @@ def export_network(
 ) -> Exported:
     """Make the module and the card of a network whose weights are in place; `source` says where they are from."""
     own = {name: value.detach().cpu() for name, value in network.state_dict().items()}
-    module_bytes, parity = compile_entry(entry, own)
+    compiled = compile_entry(entry, own)
     card = Card(
         name=entry.name,
         task=entry.task,
@@ -323,18 +335,28 @@ def export_network(
             licence=entry.licence if state is WeightsState.OFFICIAL else "",
             published=published,
         ),
-        parity=parity,
-        module_sha256=hashlib.sha256(module_bytes).hexdigest(),
+        parity=compiled.parity,
+        bfloat16=compiled.bfloat16,
+        module_sha256=hashlib.sha256(compiled.module_bytes).hexdigest(),
     )
-    return Exported(card=card, module_bytes=module_bytes)
+    return Exported(card=card, module_bytes=compiled.module_bytes)
 
 
-def export(name: str, *, checkpoint: Path | None, seed: int = 0, layout: str | None = None) -> Exported:
+def export(
+    name: str,
+    *,
+    checkpoint: Path | None,
+    seed: int = 0,
+    layout: str | None = None,
+    source: str | None = None,
+    official: bool = False,
+) -> Exported:
     """Export the entry called `name` with the weights of `checkpoint`, or with seeded random ones where it is None.
 
     `layout` names the key layout of the checkpoint (default: that of the entry's official one); where it was trained
-    on another channel order, preprocessing or attention, the card and the module follow it. Raises `zoo.UnknownModel`,
-    `layouts.UnknownLayout`, `weights.CheckpointError`, `ExportError`.
+    on another channel order, preprocessing or attention, the card and the module follow it. `source` is what the card
+    says about where the checkpoint is from (default: the file's name), `official` whether it is the one its authors
+    published. Raises `zoo.UnknownModel`, `layouts.UnknownLayout`, `CheckpointError`, `ExportError`.
     """
     entry = zoo.get(name)
     if checkpoint is None:
@@ -355,7 +377,7 @@ def export(name: str, *, checkpoint: Path | None, seed: int = 0, layout: str | N
         scores = {metric: round(100 * score, 2) for metric, score in record.scores.items()}
         return export_network(entry, network, state=WeightsState.DEMO, source=checkpoints.SOURCE, published=scores)
     weights.load(network, weights.read_file(checkpoint), chosen)
-    # The published score belongs to the official file under its own layout; another layout is another checkpoint. Where
-    # no file was published (EMO's dense models), it is somebody's own.
-    published = dict(entry.published) if chosen.name == entry.layout and entry.checkpoint_url else {}
-    return export_network(entry, network, state=WeightsState.OFFICIAL, source=checkpoint.name, published=published)
+    # The published score belongs to the official file under its own layout; another layout is another checkpoint.
+    published = dict(entry.published) if official and chosen.name == entry.layout else {}
+    origin = WeightsState.OFFICIAL if official else WeightsState.CUSTOM
+    return export_network(entry, network, state=origin, source=source or checkpoint.name, published=published)

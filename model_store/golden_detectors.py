@@ -27,8 +27,15 @@ from model_store.golden import (
     random_state,
     summary,
 )
-from model_store.heads.anchors import cvnets_levels, make_anchors, map_sizes, mmdet_levels
-from model_store.heads.detections import cvnets_detections, mmdet_detections
+from model_store.heads.anchors import (
+    AnchorLevel,
+    anchors_per_level,
+    cvnets_levels,
+    make_anchors,
+    map_sizes,
+    mmdet_levels,
+)
+from model_store.heads.detections import Detections, cvnets_detections, mmdet_detections
 
 SCORES = 1e-4
 BOXES = 1e-4  # fractions
@@ -113,20 +120,78 @@ def check_postprocess(content: Mapping[str, Any]) -> list[Check]:
 
 def check_box_coder(content: Mapping[str, Any]) -> list[Check]:
     """Anchors of EMO's detectors over a tiny grid, every row, and the box coder alone, in pixels of any picture."""
-    grid, coder = content["grid_small"], content["coder"]
+    grid, limit = content["grid_small"], boxes.MAX_LOG_SIZE
     grids = [(rows, columns) for rows, columns in grid["grids"]]
+    return [
+        pixel_anchors_check("anchors", grid, (200, 300), maps=grids),
+        *_coder_checks(content["coder"], log_size_low=-limit, log_size_high=limit),
+    ]
+
+
+def _coder_checks(coder: Mapping[str, Any], *, log_size_low: float, log_size_high: float) -> list[Check]:
     ends = torch.tensor(coder["anchors_xyxy"])
     low, high = ends[:, :2], ends[:, 2:]
     anchors = torch.cat([(low + high) / 2, high - low], dim=1)  # corners [B, 4] -> centre and size [B, 4]
-    limit = boxes.MAX_LOG_SIZE
-    decoded = boxes.decode(torch.tensor(coder["deltas"]), anchors, log_size_low=-limit, log_size_high=limit)
+    decoded = boxes.decode(
+        torch.tensor(coder["deltas"]), anchors, log_size_low=log_size_low, log_size_high=log_size_high
+    )
     clipped, rows = torch.tensor(coder["clipped_320"]), torch.tensor(coder["encoded_rows"])
     return [
-        pixel_anchors_check("anchors", grid, (200, 300), maps=grids),
         Check("decoded boxes, pixels", distance(decoded, coder["decoded"]), BOXES_PX),
         Check("clipped boxes, pixels", distance(decoded.clamp(0, 320), coder["clipped_320"]), BOXES_PX),
         Check("encoded boxes", distance(boxes.encode(clipped[rows], anchors[rows]), coder["encoded"]), DELTAS),
     ]
+
+
+def check_torchvision_boxes(content: Mapping[str, Any]) -> list[Check]:
+    """Anchors of torchvision's SSDLite at 320 pixels and over a tiny grid, and its box coder, all in pixels."""
+    small, coder = content["grid_small"], content["coder"]
+    checks = []
+    for name, stored, size in (("320 x 320", content["grid_320"], (320, 320)), ("tiny", small, tuple(small["image"]))):
+        height, width = size
+        found = _torchvision_anchors(size, stored.get("grids"))
+        in_pixels = boxes.corners(found) * torch.tensor([width, height] * 2)
+        checks.append(_compare_anchors(f"anchors, {name}", in_pixels, stored, ANCHORS_PX))
+    return checks + _coder_checks(coder, log_size_low=-math.inf, log_size_high=coder["delta_clip"])
+
+
+def check_torchvision_postprocess(content: Mapping[str, Any]) -> list[Check]:
+    """Detections of torchvision's policy, in pixels: the third that `Detections` can be set to, and nobody serves."""
+    settings, (height, width) = content["settings"], content["image"]
+    maps = map_sizes(height=height, width=width, pooled_last=False)
+    module = Detections(
+        anchors=_torchvision_anchors((height, width)),
+        level_sizes=anchors_per_level(levels=_torchvision_levels(), maps=maps),
+        background_first=True,
+        score_threshold=settings["score_threshold"],
+        best_per_class=settings["topk_per_class"],
+        best_per_level=0,
+        iou_threshold=settings["nms_iou"],
+        max_detections=settings["detections_per_image"],
+        log_size_bound=boxes.MAX_LOG_SIZE,  # torchvision has the upper bound only; no delta comes near the lower
+        clip_before=True,
+        clip_after=False,
+    )
+    checks = []
+    for case in content["cases"]:
+        found, scores, labels, counts = (part[0] for part in module(*synthetic(case)))
+        rows = slice(0, int(counts))
+        in_pixels = found[rows] * torch.tensor([width, height] * 2)
+        answer = Found(in_pixels, scores[rows], labels[rows].long() + 1)
+        checks += compare_detections(f"{case['kind']}: detections", answer, case, BOXES_PX)
+    return checks
+
+
+def _torchvision_levels() -> tuple[AnchorLevel, ...]:
+    sides = [0.2 + 0.15 * index for index in range(6)] + [1.0]
+    return tuple(AnchorLevel(small=sides[index], large=sides[index + 1], ratios=(2, 3)) for index in range(6))
+
+
+def _torchvision_anchors(size: tuple[int, ...], grids: list[list[int]] | None = None) -> Tensor:
+    height, width = size
+    own = map_sizes(height=height, width=width, pooled_last=False)
+    maps = own if grids is None else [(rows, columns) for rows, columns in grids]
+    return make_anchors(levels=_torchvision_levels(), maps=maps, height=height, width=width, clamp=True)
 
 
 def synthetic(case: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Which comparison a golden file of a head asks for (`what`, mostly with `source` and `model`).
+"""Which comparison a golden file of a head, or of boxes alone, asks for (`what`, mostly with `source` and `model`).
 
 In: the content of a golden file. Out: a list of `Check`. Weights go through the loader, as for backbones. Tolerances
 are those of the README beside the files: raw outputs 2e-4 absolute, scores 1e-4, boxes 1e-4 (fractions) or 0.05
@@ -7,24 +7,45 @@ the others the outputs hardly depend on the picture, so that the winner is a mat
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from model_store import zoo
 from model_store.golden import Check, GoldenError
-from model_store.golden_detectors import check_box_coder, check_postprocess, check_ssdlite
+from model_store.golden_boxes import check_boxops
+from model_store.golden_detectors import (
+    check_box_coder,
+    check_postprocess,
+    check_ssdlite,
+    check_torchvision_boxes,
+    check_torchvision_postprocess,
+)
 from model_store.golden_segmenters import check_deeplabv3
 
 _CVNETS = {"ml-cvnets", "transformers"}
 _EMO = {"EMO down-stream-tasks/mmdetection", "EMO down-stream-tasks/mmsegmentation"}
 
 
+# How `what` begins in the files that need no network.
+_BOXES: Mapping[str, Callable[[Mapping[str, Any]], list[Check]]] = MappingProxyType(
+    {
+        "IoU, greedy NMS": check_boxops,
+        "EMO/mmdetection SSD anchors": check_box_coder,
+        "torchvision default boxes": check_torchvision_boxes,
+    }
+)
+
+
 def check_heads(content: Mapping[str, Any]) -> list[Check]:
     """All checks of a head file. Raises `GoldenError` for a project or backbone that is not here."""
     what = str(content["what"])
-    if what.startswith("EMO/mmdetection SSD anchors"):
-        return check_box_coder(content)
+    for beginning, check in _BOXES.items():
+        if what.startswith(beginning):
+            return check(content)
     project = content["source"].get("project", "")
+    if project == "torchvision" and "synthetic" in content:
+        return check_torchvision_postprocess(content)
     if project not in _CVNETS | _EMO:
         raise GoldenError(f"no model of the project {project!r} is here ({what})")
     if "synthetic" in content:

@@ -274,7 +274,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
                 rules=_TIMM_RULES,
                 channel_order="RGB",
                 # 256 / 0.9, rounded down as timm does
-                preprocess=Preprocess(mode="crop", shorter_side_px=284, interpolation="bicubic"),
+                preprocess=Preprocess(mode="crop", shorter_side_px=284, interpolation="bicubic", crop_offset="round"),
             ),
             Layout(
                 name="transformers",
@@ -310,7 +310,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
                 summary="timm's SwiftFormer classifiers (crop 0.95)",
                 rules=_SWIFTFORMER_TIMM_RULES,
                 # 224 / 0.95, rounded down as timm does
-                preprocess=Preprocess(mode="crop", shorter_side_px=235, interpolation="bicubic"),
+                preprocess=Preprocess(mode="crop", shorter_side_px=235, interpolation="bicubic", crop_offset="round"),
                 attention="l2",
             ),
             Layout(

@@ -1,7 +1,8 @@
 """Verification: golden files against what is built here, and the zoo's own numbers against its networks.
 
-In: paths of golden files. Out: one `Report` per path, or for each entry. A file that cannot be used is a failed
-report with the reason, so that a run over many files says everything.
+In: paths of golden files, and the gateway's way from a picture to a model's input where it is at hand. Out: one
+`Report` per path, or for each entry. A file that cannot be used is a failed report with the reason, so that a run over
+many files says everything.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +14,7 @@ from model_store import assemble, zoo
 from model_store.golden import Check, GoldenError, read
 from model_store.golden_backbones import check_backbone
 from model_store.golden_heads import check_heads
+from model_store.golden_pictures import ToInput, check_preprocess
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,15 @@ class Report:
         return tuple(check for check in self.checks if not check.ok)
 
 
-def check_content(content: Mapping[str, Any]) -> list[Check]:
+def check_content(content: Mapping[str, Any], to_input: ToInput | None = None) -> list[Check]:
     """All checks of one golden file's content. Raises `GoldenError` for a model that is not here."""
     try:
         if "family" in content:
             return check_backbone(content)
+        if str(content.get("what")).startswith("preprocessing"):
+            if to_input is None:
+                raise GoldenError("pictures are read by the gateway: give this file to `mobilevision models verify`")
+            return check_preprocess(content, to_input)
         if "what" in content:
             return check_heads(content)
     except KeyError as error:
@@ -46,12 +52,20 @@ def check_content(content: Mapping[str, Any]) -> list[Check]:
     raise GoldenError("neither a backbone's nor a head's golden file: neither `family` nor `what`")
 
 
-def verify(paths: Iterable[Path], on_progress: Callable[[Report], None] = lambda _report: None) -> list[Report]:
-    """Check golden files one after the other; `on_progress` is called with each report as it is made."""
+def verify(
+    paths: Iterable[Path],
+    on_progress: Callable[[Report], None] = lambda _report: None,
+    *,
+    to_input: ToInput | None = None,
+) -> list[Report]:
+    """Check golden files one after the other; `on_progress` is called with each report as it is made.
+
+    Without `to_input` the golden file of pictures is a failed report.
+    """
     reports = []
     for path in paths:
         try:
-            report = Report(subject=path.name, checks=tuple(check_content(read(path))))
+            report = Report(subject=path.name, checks=tuple(check_content(read(path), to_input)))
         except GoldenError as error:
             report = Report(subject=path.name, checks=(), error=str(error))
         on_progress(report)

@@ -21,31 +21,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from model_store import layouts
+from model_store.errors import CheckpointError
 
 # Where training tools keep the weights inside a larger dict: OpenMMLab and many others, timm, EMO (whose averaged
 # weights, the ones it publishes, stand beside the last ones).
 _CONTAINER_KEYS = ("state_dict", "state_dict_ema", "model", "net_E", "net", "model_state_dict")
 _LISTED = 8  # names shown per kind of mismatch
-
-
-class CheckpointError(Exception):
-    """A checkpoint cannot be read or does not fit; the three lists are empty where the file could not be read.
-
-    `shapes` holds (name, shape in the checkpoint, shape in the network).
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        missing: tuple[str, ...] = (),
-        unexpected: tuple[str, ...] = (),
-        shapes: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = (),
-    ) -> None:
-        super().__init__(message)
-        self.missing = missing
-        self.unexpected = unexpected
-        self.shapes = shapes
 
 
 def read_file(path: Path) -> dict[str, Tensor]:

@@ -122,7 +122,7 @@ _SQUASH = Preprocess(mode="squash", antialias=False)
 # Mean and deviation of ImageNet, RGB in 0..1.
 _IMAGENET = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 # Shorter side 224 / 0.875, then the centre: what most ImageNet recipes evaluate with.
-_CROP_224 = Preprocess(mode="crop", shorter_side_px=256, interpolation="bicubic")
+_CROP_224 = Preprocess(mode="crop", shorter_side_px=256, interpolation="bicubic", crop_offset="round")
 
 _EMO_PAPER = "Rethinking Mobile Block for Efficient Attention-based Models (arXiv 2301.01146)"
 _EMO_LICENCE = "none stated (zhangzjn/EMO)"
@@ -309,7 +309,7 @@ def _mobileformer_classify(variant: str, hidden: int, drive_id: str, parameters:
         head=ClassifierHead(form="mobileformer", width=hidden),
         labels="imagenet1k",
         input=InputSize(height=224, width=224),
-        preprocess=Preprocess(mode="crop", shorter_side_px=256),
+        preprocess=Preprocess(mode="crop", shorter_side_px=256, crop_offset="round"),
         normalize=_IMAGENET,
         paper=_MOBILEFORMER_PAPER,
         licence=_MOBILEFORMER_LICENCE,

@@ -32,6 +32,7 @@ _TASKS = {
 _WEIGHTS = {
     WeightsState.RANDOM: vision_pb2.WEIGHTS_STATE_RANDOM,
     WeightsState.DEMO: vision_pb2.WEIGHTS_STATE_DEMO,
+    WeightsState.CUSTOM: vision_pb2.WEIGHTS_STATE_CUSTOM,
     WeightsState.OFFICIAL: vision_pb2.WEIGHTS_STATE_OFFICIAL,
 }
 

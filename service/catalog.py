@@ -13,7 +13,7 @@ CARD_SUFFIX = ".card.json"
 ARCHIVE_SUFFIX = ".mar"
 MOST_UNNAMED = 6  # archives served without being named
 
-_TRUST = {WeightsState.OFFICIAL: 0, WeightsState.DEMO: 1, WeightsState.RANDOM: 2}
+_TRUST = {WeightsState.OFFICIAL: 0, WeightsState.CUSTOM: 1, WeightsState.DEMO: 2, WeightsState.RANDOM: 3}
 
 
 class CatalogError(ValueError):

@@ -378,12 +378,17 @@ def _resized_sides(width: int, height: int, size: InputSize, preprocess: Preproc
     return int(short_px * width / height), short_px
 
 
+def _crop_offset(margin_px: int, preprocess: Preprocess) -> int:
+    return margin_px // 2 if preprocess.crop_offset == "floor" else round(margin_px / 2)
+
+
 def _to_input(upright: _Upright, size: InputSize, preprocess: Preprocess) -> tuple[Array, Geometry]:
     """Resize and crop: uint8 (height, width, 3), and where it lies in the picture."""
     width, height = upright.width_px, upright.height_px
     resized_width, resized_height = _resized_sides(width, height, size, preprocess)
-    left = (resized_width - size.width) // 2  # 0 when squashed; below 0 where the input is larger than the resized
-    top = (resized_height - size.height) // 2
+    # 0 when squashed; below 0 where the input is larger than the resized
+    left = _crop_offset(resized_width - size.width, preprocess)
+    top = _crop_offset(resized_height - size.height, preprocess)
     # What is cut out, in pixels of the resized picture.
     cut = (max(left, 0), max(top, 0), min(left + size.width, resized_width), min(top + size.height, resized_height))
     cut_size = (cut[2] - cut[0], cut[3] - cut[1])

@@ -34,6 +34,7 @@ OUTSIDE = 255  # class map value of pixels the model did not see
 _WEIGHTS = {
     WeightsState.RANDOM: vision_pb2.WEIGHTS_STATE_RANDOM,
     WeightsState.DEMO: vision_pb2.WEIGHTS_STATE_DEMO,
+    WeightsState.CUSTOM: vision_pb2.WEIGHTS_STATE_CUSTOM,
     WeightsState.OFFICIAL: vision_pb2.WEIGHTS_STATE_OFFICIAL,
 }
 _ENCODINGS = {

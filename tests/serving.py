@@ -53,7 +53,9 @@ def archives() -> Path:
 
 
 @contextlib.contextmanager
-def served(archives: Path, folder: Path, *models: str, **environment: str) -> Iterator[Served]:
+def served(
+    archives: Path, folder: Path, *models: str, ready_seconds: float = 120, **environment: str
+) -> Iterator[Served]:
     """Start `mobilevision serve` on free ports, wait until it answers, stop it at the end."""
     ready, log = folder / "ready.json", folder / "serve.log"
     command = [sys.executable, "-m", "service", "serve", *(models or MODELS), "--archives", str(archives)]
@@ -63,7 +65,7 @@ def served(archives: Path, folder: Path, *models: str, **environment: str) -> It
             command, stdout=stream, stderr=stream, cwd=ROOT, env=os.environ | environment, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + ready_seconds
         while not ready.exists():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()

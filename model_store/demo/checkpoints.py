@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model_store import labels, weights, zoo
+from model_store.errors import CheckpointError
 
 FOLDER = zoo.COMMITTED
 SOURCE = "trained by model_store/demo on pictures it draws"
@@ -54,12 +55,12 @@ def records(folder: Path = FOLDER) -> dict[str, Record]:
 
 
 def read(name: str, folder: Path = FOLDER) -> dict[str, Tensor]:
-    """Read a committed checkpoint. Raises `weights.CheckpointError` where it is missing, or is not the recorded one."""
+    """Read a committed checkpoint. Raises `CheckpointError` where it is missing, or is not the recorded one."""
     path = folder / f"{name}.safetensors"
     state = weights.read_file(path)
     record = records(folder).get(name)
     if record is None or weights.digest(state) != record.digest:
-        raise weights.CheckpointError(f"{path}: not the checkpoint that records.json describes; restore it from git")
+        raise CheckpointError(f"{path}: not the checkpoint that records.json describes; restore it from git")
     return {key: value.float() for key, value in state.items()}
 
 

@@ -34,6 +34,9 @@ def pull(
     local: Annotated[
         Path | None, typer.Option("--from", help="Take this file, or the one in this folder, instead of downloading.")
     ] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="The file of --from was downloaded from where it is published.")
+    ] = False,
     url: Annotated[str | None, typer.Option("--url", help="Download from this address instead.")] = None,
     layout: Annotated[
         str | None,
@@ -54,6 +57,8 @@ def pull(
         raise typer.BadParameter(str(error)) from error
     if local is not None and url is not None:
         raise typer.BadParameter("--from and --url exclude each other", param_hint="--from")
+    if published and local is None:
+        raise typer.BadParameter("belongs to --from", param_hint="--published")
     sha256 = sha256.lower()
     if sha256 and (len(sha256) != 64 or set(sha256) - set("0123456789abcdef")):
         raise typer.BadParameter("64 hexadecimal digits", param_hint="--sha256")
@@ -83,6 +88,7 @@ def pull(
                     Store(store),
                     local,
                     layout=layout or entry.layout,
+                    published=published,
                     expected_sha256=sha256,
                     on_progress=advance,
                 )

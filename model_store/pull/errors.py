@@ -16,6 +16,8 @@
 Whatever the end, the store holds what it held before; only `ConnectionLost` leaves a `.part` file, to be resumed.
 """
 
+from model_store.errors import CheckpointError
+
 
 class PullError(Exception):
     """A pull that did not put a checkpoint into the store."""
@@ -61,21 +63,8 @@ class WrongDigest(PullError):
     """The bytes are not the expected ones."""
 
 
-class UnusableCheckpoint(PullError):
-    """The file was read and is no use; the lists are those of `weights.CheckpointError`."""
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        missing: tuple[str, ...] = (),
-        unexpected: tuple[str, ...] = (),
-        shapes: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = (),
-    ) -> None:
-        super().__init__(message)
-        self.missing = missing
-        self.unexpected = unexpected
-        self.shapes = shapes
+class UnusableCheckpoint(PullError, CheckpointError):
+    """The file was read and is no use."""
 
 
 class StoreError(PullError):

@@ -13,9 +13,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from model_store import assemble, layouts, weights, zoo
+from model_store.errors import CheckpointError
 from model_store.pull import sources
 from model_store.pull.download import Progress, download, remove
-from model_store.pull.errors import ByHand, NoSuchFile, StoreError, UnusableCheckpoint, WrongDigest
+from model_store.pull.errors import ByHand, NoSuchFile, StoreError, Unpublished, UnusableCheckpoint, WrongDigest
 from model_store.pull.sources import Source
 from model_store.pull.store import Record, Store, Stored, git_blob, sha256
 
@@ -51,7 +52,7 @@ def from_address(
         instead = f"; or download a copy of it with --layout {' or '.join(copies)}" if copies else ""
         raise ByHand(
             f"{entry.name} is on Google Drive, which lets no program download reliably: open {source.url} in a "
-            f"browser, save the file, then: mobilevision models pull {entry.name} --from FILE{instead}"
+            f"browser, save the file, then: mobilevision models pull {entry.name} --from FILE --published{instead}"
         )
     with store.locked():
         known = expected_sha256 or ("" if refresh else store.digest_of(source.url) or "")
@@ -69,22 +70,40 @@ def from_address(
 
 
 def from_file(
-    entry: zoo.Entry, store: Store, path: Path, *, layout: str, expected_sha256: str = "", on_progress: Progress
+    entry: zoo.Entry,
+    store: Store,
+    path: Path,
+    *,
+    layout: str,
+    published: bool = False,
+    expected_sha256: str = "",
+    on_progress: Progress,
 ) -> Pulled:
-    """Copy a local file, or the one of a folder that `file_in` finds. Raises `PullError`."""
+    """Copy a local file, or the one of a folder that `file_in` finds. Raises `PullError`.
+
+    `published` says that it was downloaded by hand from where it is published in this layout: its digest is then kept
+    as that of the address, and the bytes must be those of an earlier pull from there, if there was one.
+    """
     path = file_in(entry, path) if path.is_dir() else path
     if not path.is_file():
         raise NoSuchFile(f"{path}: no such file or folder")
-    published = next((s for s in sources.published(entry) if s.layout == layout), None)
+    official = next((s for s in sources.published(entry) if s.layout == layout), None)
+    if published and official is None:
+        raise Unpublished(f"nobody published {entry.name} in layout {layout!r}: leave --published out")
     with store.locked():
         part = store.folder / f"{entry.name}.copy.part"
         try:
             _copy(path, part, on_progress)
-            _verify(part, Source(url=str(path), layout=layout), expected_sha256=expected_sha256, first=False)
-            known = bool(expected_sha256)
-            if published is not None and published.git_blob:
-                known = known or git_blob(part) == published.git_blob
+            if published and official is not None:
+                earlier = store.digest_of(official.url) or ""
+                _verify(part, official, expected_sha256=expected_sha256 or earlier, first=not expected_sha256)
+                known = bool(expected_sha256 or earlier or official.git_blob)
+                return _admit(entry, store, part, official, url=official.url, known_bytes=known)
             source = Source(url=str(path.resolve()), layout=layout)
+            _verify(part, source, expected_sha256=expected_sha256, first=False)
+            known = bool(expected_sha256)
+            if official is not None and official.git_blob:
+                known = known or git_blob(part) == official.git_blob
             return _admit(entry, store, part, source, url="", known_bytes=known)
         finally:
             remove(part)
@@ -167,7 +186,7 @@ def _try(entry: zoo.Entry, path: Path, source: Source) -> int:
     try:
         state = weights.read_file(path)
         weights.load(network, state, layout)
-    except weights.CheckpointError as error:
+    except CheckpointError as error:
         reason = str(error).removeprefix(f"{path}: ")
         hint = ""
         if error.missing or error.unexpected or error.shapes:

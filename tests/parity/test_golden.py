@@ -11,19 +11,18 @@ import torch
 from model_store import zoo
 from model_store.golden import GoldenError, read
 from model_store.verify import Report, check_content, verify, verify_costs
+from service.__main__ import to_input
 
 GOLDEN = Path(__file__).parent / "golden"
-FILES = sorted(
-    [
-        *GOLDEN.glob("mobilevit_*.json"),
-        *GOLDEN.glob("emo_*.json"),
-        *GOLDEN.glob("swiftformer_*.json"),
-        *GOLDEN.glob("mobileformer_*.json"),
-        *GOLDEN.glob("heads/cvnets_*.json"),
-        *GOLDEN.glob("heads/hf_deeplabv3_*.json"),
-        *GOLDEN.glob("heads/emo_*.json"),
-    ]
-)
+FILES = sorted(GOLDEN.rglob("*.json"))
+# The least number of checks in a file that is not of a model.
+CHECKS = {
+    "boxops": 24,
+    "emo_boxes": 4,
+    "preprocess": 12,
+    "torchvision_boxes": 5,
+    "torchvision_ssd_postprocess": 11,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,15 +35,19 @@ def _one_thread() -> Iterator[None]:
 
 
 def test_all_golden_files_are_there() -> None:
-    assert len(FILES) == 3 + 4 + 4 + 7 + 14 + 3 + 8
+    backbones = [path for path in FILES if path.parent == GOLDEN]
+    assert len(backbones) == 3 + 4 + 4 + 7
+    models = [path for path in FILES if path not in backbones and path.stem not in CHECKS]
+    assert len(models) == 14 + 3 + 7
+    assert len(FILES) == len(backbones) + len(models) + len(CHECKS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_equals_the_official_code(path: Path) -> None:
-    (report,) = verify([path])
+    (report,) = verify([path], to_input=to_input)
     assert report.error == ""
     assert report.failures == ()
-    assert len(report.checks) >= (4 if path.stem == "emo_boxes" else 11)
+    assert len(report.checks) >= CHECKS.get(path.stem, 11)
 
 
 @pytest.mark.parametrize("entry", zoo.ENTRIES, ids=lambda entry: entry.name)
@@ -90,6 +93,36 @@ def test_takes_the_salt_from_the_file(backbone_content: dict[str, Any]) -> None:
     assert "square: logits, share of std" in failures(content)
 
 
+def test_sees_a_wrong_box_and_a_wrong_overlap() -> None:
+    content = read(GOLDEN / "heads" / "boxops.json")
+    content["iou"]["iou"][0][0] += 1e-4
+    content["nms"][0]["results"][0]["keep"].reverse()
+    content["per_class_nms"][0]["results"][1]["keep"].pop()
+    content["pipeline"][1]["result_index_and_class"][0][1] += 1
+    assert failures(content) == [
+        "overlap",
+        f"suppression, {content['nms'][0]['name']}: wrong answers",
+        f"suppression per class, {content['per_class_nms'][0]['name']}: wrong answers",
+        f"whole chain, {content['pipeline'][1]['name']}: wrong answers",
+    ]
+
+
+def test_sees_a_picture_that_is_read_otherwise() -> None:
+    content = read(GOLDEN / "heads" / "preprocess.json")
+    shifted = [check.name for check in check_content(content, lambda *asked: to_input(*asked)[:, ::-1]) if not check.ok]
+    assert len(shifted) == 12
+    content["images"][0]["webp"] = {}
+    with pytest.raises(GoldenError, match="webp"):
+        check_content(content, to_input)
+
+
+def test_sees_other_anchors_of_torchvision() -> None:
+    content = read(GOLDEN / "heads" / "torchvision_boxes.json")
+    content["grid_small"]["all"][-1][2] += 1e-3
+    content["coder"]["decoded"][1][0] += 1.0
+    assert failures(content) == ["anchors, tiny", "decoded boxes, pixels"]
+
+
 def test_sees_wrong_detections() -> None:
     content = read(GOLDEN / "heads" / "cvnets_main_ssd_postprocess.json")
     case = content["results"][0]["cases"][0]
@@ -105,6 +138,7 @@ def test_sees_wrong_detections() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
+        ({"what": "preprocessing of one picture"}, "mobilevision models verify"),
         ({"family": "resnet", "variant": "50"}, "resnet"),
         ({"family": "mobilevit", "variant": "xl"}, "'xl'"),
         ({"what": "SSDLite", "source": {"project": "torchvision"}}, "torchvision"),

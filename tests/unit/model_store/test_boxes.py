@@ -28,7 +28,9 @@ from model_store.boxes import (
 # TorchScript is what TorchServe loads; torch announces its successor on every call.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
-GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "boxops.json").read_text())
+GOLDEN: dict[str, Any] = json.loads(
+    (Path(__file__).parents[2] / "parity" / "golden" / "heads" / "boxops.json").read_text()
+)
 FORMS = [select_by_steps, select_by_chunks]
 
 

@@ -9,8 +9,20 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from model_store import commands, export, verify, weights, zoo
-from model_store.card import Card, InputSize, Normalize, Output, Parity, Preprocess, Task, Weights, WeightsState
+from model_store import commands, export, verify, zoo
+from model_store.card import (
+    Agreement,
+    Card,
+    InputSize,
+    Normalize,
+    Output,
+    Parity,
+    Preprocess,
+    Task,
+    Weights,
+    WeightsState,
+)
+from model_store.errors import CheckpointError
 from model_store.golden import Check
 from model_store.verify import Report
 
@@ -40,6 +52,7 @@ def exported(name: str, state: WeightsState) -> export.Exported:
         macs=1,
         weights=Weights(state=state, source="test", sha256="0" * 64),
         parity=Parity(scripted_max_abs_diff=0, reloaded_max_abs_diff=0, batch_row_max_abs_diff=0),
+        bfloat16=Agreement(metric="top1", pictures=8, agreement=0.875, score_max_abs_diff=0.01),
         module_sha256=hashlib.sha256(MODULE).hexdigest(),
     )
     return export.Exported(card=card, module_bytes=MODULE)
@@ -47,12 +60,13 @@ def exported(name: str, state: WeightsState) -> export.Exported:
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Exports that are asked for, in order; a checkpoint makes them official."""
+    """Exports that are asked for, in order; a checkpoint makes them official or custom."""
     names: list[str] = []
 
-    def fake(name: str, *, checkpoint: Path | None, seed: int = 0, layout: str | None = None) -> export.Exported:
+    def fake(name: str, *, checkpoint: Path | None, official: bool = False, **_: Any) -> export.Exported:
         names.append(name)
-        return exported(name, WeightsState.OFFICIAL if checkpoint else WeightsState.RANDOM)
+        of_file = WeightsState.OFFICIAL if official else WeightsState.CUSTOM
+        return exported(name, of_file if checkpoint else WeightsState.RANDOM)
 
     monkeypatch.setattr(export, "export", fake)
     return names
@@ -79,7 +93,9 @@ def test_build_writes_once_and_lists_the_weights_as_random(built: list[str], tmp
     assert "up to date, weights: random" in again.output
     assert built == [NAME]
     assert "weights: random" in run("list", "--out", tmp_path).output
-    assert "weights: random" in run("show", NAME, "--out", tmp_path).output
+    shown = run("show", NAME, "--out", tmp_path).output
+    assert "weights: random" in shown
+    assert "87.50 % of best classes as in float32, scores within 0.01, on 8 drawn pictures" in shown
     run("build", NAME, "--out", tmp_path, "--force")
     run("build", NAME, "--out", tmp_path, "--seed", "1")
     assert built == [NAME] * 3
@@ -97,7 +113,7 @@ def test_trained_weights_are_not_replaced_by_random_ones(built: list[str], tmp_p
     checkpoint.write_bytes(b"1")
     run("build", NAME, "--out", tmp_path, "--checkpoint", checkpoint)
     kept = run("build", NAME, "--out", tmp_path)
-    assert "kept, weights: official" in kept.output
+    assert "kept, weights: custom" in kept.output
     assert "up to date" in run("build", NAME, "--out", tmp_path, "--checkpoint", checkpoint).output
     assert built == [NAME]
     checkpoint.write_bytes(b"2")
@@ -107,9 +123,9 @@ def test_trained_weights_are_not_replaced_by_random_ones(built: list[str], tmp_p
 
 
 def test_build_goes_on_after_a_failure_and_reports_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def fake(name: str, *, checkpoint: Path | None, seed: int = 0, layout: str | None = None) -> export.Exported:
+    def fake(name: str, **_: Any) -> export.Exported:
         if name == NAME:
-            raise weights.CheckpointError("3 missing: [a]")
+            raise CheckpointError("3 missing: [a]")
         return exported(name, WeightsState.RANDOM)
 
     monkeypatch.setattr(export, "export", fake)
@@ -155,7 +171,7 @@ def test_verify_exit_codes(
 ) -> None:
     (tmp_path / "some.json").write_text("{}")
 
-    def fake(paths: list[Path], on_progress: Any) -> list[Report]:
+    def fake(paths: list[Path], on_progress: Any, **_: Any) -> list[Report]:
         reports = [Report(subject=path.name, checks=checks, error=error) for path in paths]
         for report in reports:
             on_progress(report)

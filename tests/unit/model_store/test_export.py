@@ -11,6 +11,7 @@ import torch
 
 from model_store import assemble, export, layouts, weights, zoo
 from model_store.card import Card, WeightsState
+from model_store.errors import CheckpointError
 from model_store.golden import fill, read
 
 NAME = "mobilevit_xxs_classify"
@@ -54,6 +55,9 @@ def test_the_card_tells_the_truth(exported: export.Exported) -> None:
         ("scores", "float32", (100,)),
         ("labels", "int32", (100,)),
     ]
+    assert card.bfloat16 is not None
+    assert (card.bfloat16.metric, card.bfloat16.pictures) == ("top1", 8)
+    assert card.bfloat16.score_max_abs_diff < 0.01
     assert card.parity.reloaded_max_abs_diff == 0
     assert card.parity.scripted_max_abs_diff <= 1e-4
     assert card.parity.batch_row_max_abs_diff <= 1e-4
@@ -69,17 +73,20 @@ def test_random_weights_are_labelled_so(exported: export.Exported) -> None:
     assert "seed 0" in exported.card.weights.source
 
 
-def test_a_checkpoint_of_the_official_layout(checkpoint: Path) -> None:
-    found = export.export(NAME, checkpoint=checkpoint)
+def test_the_official_checkpoint_brings_its_score_and_licence(checkpoint: Path) -> None:
+    found = export.export(NAME, checkpoint=checkpoint, source="https://example.org/x.pt", official=True)
     assert found.card.weights.state is WeightsState.OFFICIAL
     assert found.card.weights.published == {"top1": 69.0}
     assert found.card.weights.licence
-    assert found.card.weights.source == "mobilevit_xxs.pt"
+    assert found.card.weights.source == "https://example.org/x.pt"
     assert found.card.normalize.channel_order == "BGR"
 
 
-def test_another_layout_brings_its_channel_order_and_no_published_score(checkpoint: Path) -> None:
+def test_another_checkpoint_is_custom_and_its_layout_brings_its_channel_order(checkpoint: Path) -> None:
     found = export.export(NAME, checkpoint=checkpoint, layout="cvnets_v2")
+    assert found.card.weights.state is WeightsState.CUSTOM
+    assert found.card.weights.source == "mobilevit_xxs.pt"
+    assert found.card.weights.licence == ""
     assert found.card.normalize.channel_order == "RGB"
     assert found.card.weights.published == {}
     pixels = export.sample_pixels(zoo.get(NAME), 1)
@@ -93,9 +100,9 @@ def test_refusals_are_typed(checkpoint: Path, tmp_path: Path) -> None:
         export.export("mobilevit_xl_classify", checkpoint=None)
     with pytest.raises(layouts.UnknownLayout):
         export.export(NAME, checkpoint=checkpoint, layout="keras")
-    with pytest.raises(weights.CheckpointError, match="missing"):
+    with pytest.raises(CheckpointError, match="missing"):
         export.export(NAME, checkpoint=checkpoint, layout="timm")
-    with pytest.raises(weights.CheckpointError, match="no such file"):
+    with pytest.raises(CheckpointError, match="no such file"):
         export.export(NAME, checkpoint=tmp_path / "absent.pt")
 
 

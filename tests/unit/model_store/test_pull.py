@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from model_store import archive, assemble, commands, export, layouts, weights, zoo
 from model_store.card import WeightsState
-from model_store.pull import download, errors, fetch, sources
+from model_store.pull import download, errors, fetch, origin, sources
 from model_store.pull.sources import Source
 from model_store.pull.store import RECORDS_FILE, Store, git_blob
 
@@ -515,6 +515,63 @@ def test_the_other_published_files_are_found_by_their_layout() -> None:
     assert sources.at("https://github.com/zhangzjn/EMO/raw/main/resources/EMO_1M/net.pth", "native").git_blob
 
 
+# Whose it is
+
+
+@pytest.fixture
+def official(site: Site, good: bytes, monkeypatch: pytest.MonkeyPatch) -> Source:
+    """A file that is published at this site, as if by the authors of the model."""
+    site.files["weights.pt"] = good
+    source = Source(url=site.url("weights.pt"), layout="native")
+    monkeypatch.setattr(sources, "published", lambda _: (source,))
+    return source
+
+
+def test_what_a_published_address_gave_is_official_wherever_its_bytes_turn_up(
+    site: Site, store: Store, official: Source, good: bytes, tmp_path: Path
+) -> None:
+    mine, other = tmp_path / "mine.pt", tmp_path / "other.pt"
+    mine.write_bytes(good)
+    other.write_bytes(good[:-1])
+    assert origin.of_file(ENTRY, store, mine, layout="native") == origin.Origin("mine.pt", official=False)
+    assert origin.of_stored(ENTRY, store, pull(site, store).stored) == origin.Origin(official.url, official=True)
+    assert origin.of_file(ENTRY, store, mine, layout="native") == origin.Origin(official.url, official=True)
+    assert origin.of_file(ENTRY, store, other, layout="native") == origin.Origin("other.pt", official=False)
+    assert not origin.of_file(ENTRY, store, mine, layout="timm").official
+
+
+def test_what_another_address_gave_is_not_official(site: Site, store: Store, good: bytes) -> None:
+    site.files["mirror.pt"] = good
+    stored = pull(site, store, "mirror.pt").stored
+    assert origin.of_stored(ENTRY, store, stored) == origin.Origin(site.url("mirror.pt"), official=False)
+
+
+def test_a_file_of_a_published_git_blob_is_official(
+    store: Store, good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.pt").write_bytes(good)
+    source = Source(url="https://example.org/net.pth", layout="native", git_blob=git_blob(tmp_path / "mine.pt"))
+    monkeypatch.setattr(sources, "published", lambda _: (source,))
+    stored = fetch.from_file(ENTRY, store, tmp_path / "mine.pt", layout="native", on_progress=quiet).stored
+    assert origin.of_stored(ENTRY, store, stored) == origin.Origin(source.url, official=True)
+
+
+def test_a_file_downloaded_by_hand_is_official_where_that_is_said(
+    store: Store, official: Source, good: bytes, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.pt"
+    mine.write_bytes(good)
+    stored = fetch.from_file(ENTRY, store, mine, layout="native", on_progress=quiet).stored
+    assert origin.of_stored(ENTRY, store, stored) == origin.Origin("mine.pt", official=False)
+    stored = fetch.from_file(ENTRY, store, mine, layout="native", published=True, on_progress=quiet).stored
+    assert origin.of_stored(ENTRY, store, stored) == origin.Origin(official.url, official=True)
+    mine.write_bytes(saved({name: value * 2 for name, value in state.items()}, tmp_path))
+    with pytest.raises(errors.WrongDigest, match="the one pulled first"):
+        fetch.from_file(ENTRY, store, mine, layout="native", published=True, on_progress=quiet)
+    with pytest.raises(errors.Unpublished, match="leave --published out"):
+        fetch.from_file(ENTRY, store, mine, layout="timm", published=True, on_progress=quiet)
+
+
 # The command
 
 
@@ -533,19 +590,20 @@ def test_the_command_pulls_and_build_uses_it(
     for text in (", recorded", "all of them fit", hashlib.sha256(good).hexdigest()):
         assert text in first.output
     assert "already there" in run(*arguments).output
-    asked: list[tuple[Path | None, str | None]] = []
+    asked: list[dict[str, Any]] = []
 
-    def fake(name: str, *, checkpoint: Path | None, seed: int = 0, layout: str | None = None) -> export.Exported:
-        asked.append((checkpoint, layout))
-        card = toy_card(name=name, weights=WeightsState.OFFICIAL if checkpoint else WeightsState.RANDOM)
+    def fake(name: str, *, checkpoint: Path | None, **options: Any) -> export.Exported:
+        asked.append({"checkpoint": checkpoint, **options})
+        card = toy_card(name=name, weights=WeightsState.CUSTOM if checkpoint else WeightsState.RANDOM)
         digest = hashlib.sha256(b"module").hexdigest()
         return export.Exported(card=card.model_copy(update={"module_sha256": digest}), module_bytes=b"module")
 
     monkeypatch.setattr(export, "export", fake)
     monkeypatch.setattr(archive, "check", lambda _: None)  # there is no module to load in these
     built = run("build", ENTRY.name, "--out", out, "--store", store)
-    assert "weights: official" in built.output, built.output
-    assert asked == [(store / f"{ENTRY.name}.pt", "native")]
+    assert "weights: custom" in built.output, built.output
+    path, address = store / f"{ENTRY.name}.pt", site.url("weights.pt")
+    assert asked == [{"checkpoint": path, "layout": "native", "source": address, "official": False}]
     assert "weights: random" in run("build", ENTRY.name, "--out", out, "--store", store, "--random", "--force").output
     (store / f"{ENTRY.name}.pt").write_bytes(b"damaged")
     damaged = run("build", ENTRY.name, "--out", out, "--store", store)
@@ -575,6 +633,7 @@ def test_the_command_takes_a_file_and_reports_every_misfit(
     [
         (["mobilevit_xxs_clasify"], "did you mean mobilevit_xxs_classify"),
         ([ENTRY.name, "--from", "a", "--url", "b"], "exclude each other"),
+        ([ENTRY.name, "--published"], "belongs to --from"),
         ([ENTRY.name, "--sha256", "abc"], "64 hexadecimal digits"),
         ([ENTRY.name, "--layout", "nobodys"], "no layout is called"),
     ],

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model_store import assemble, layouts, weights, zoo
+from model_store.errors import CheckpointError
 from model_store.golden import read
-from model_store.weights import CheckpointError
 
 GOLDEN = Path(__file__).parents[2] / "parity" / "golden"
 NATIVE = layouts.get("native")

@@ -22,7 +22,7 @@ from service.errors import DeadlineExceeded, ImageTooManyBytes, ImageTooManyPixe
 # Pillow warns about odd metadata and decodes all the same; `decode` silences that in production.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
-GOLDEN = Path(__file__).parent / "preprocess.json"
+GOLDEN = Path(__file__).parents[2] / "parity" / "golden" / "heads" / "preprocess.json"
 LIMITS = Limits(max_bytes=20 * 2**20, max_pixels=150_000_000)
 SIZE = InputSize(height=96, width=128)
 SQUASH = Preprocess(mode="squash")
@@ -236,6 +236,17 @@ def test_crop_equals_resize_then_crop(width, height, interpolation):
     geometry = result.geometry
     assert geometry.x0 == pytest.approx(left * width / resized[0])
     assert geometry.y1 == pytest.approx((top + 256) * height / resized[1])
+
+
+def test_an_odd_margin_is_cut_as_the_card_says():
+    pixels = np.zeros((64, 67, 3), np.uint8)
+    pixels[:, :, 0] = np.arange(67)  # the column a pixel is from
+    data = picture_files.encoded(Image.fromarray(pixels), "PNG")
+    for offset, first in (("floor", 1), ("round", 2)):  # of a margin of 3
+        preprocess = Preprocess(mode="crop", shorter_side_px=64, crop_offset=offset)
+        result = decoded(data, InputSize(height=64, width=64), preprocess)
+        assert result.pixels[0, 0, 0] == first
+        assert result.geometry.x0 == first
 
 
 def test_crop_larger_than_the_resized_picture_is_padded_black():

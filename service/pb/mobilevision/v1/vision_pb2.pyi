@@ -76,7 +76,9 @@ class _WeightsStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WeightsS
     WEIGHTS_STATE_DEMO: _WeightsState.ValueType  # 2
     """Trained by this project on pictures it draws itself: right on those, not on photographs."""
     WEIGHTS_STATE_OFFICIAL: _WeightsState.ValueType  # 3
-    """The checkpoint published by the authors of the model, or one trained by the operator."""
+    """The checkpoint that the authors of the model published, known by its address or its bytes."""
+    WEIGHTS_STATE_CUSTOM: _WeightsState.ValueType  # 4
+    """Any other checkpoint: trained by the operator or somebody else, on what only they know."""
 
 class WeightsState(_WeightsState, metaclass=_WeightsStateEnumTypeWrapper):
     """Where the weights of a model come from."""
@@ -88,7 +90,9 @@ WEIGHTS_STATE_RANDOM: WeightsState.ValueType  # 1
 WEIGHTS_STATE_DEMO: WeightsState.ValueType  # 2
 """Trained by this project on pictures it draws itself: right on those, not on photographs."""
 WEIGHTS_STATE_OFFICIAL: WeightsState.ValueType  # 3
-"""The checkpoint published by the authors of the model, or one trained by the operator."""
+"""The checkpoint that the authors of the model published, known by its address or its bytes."""
+WEIGHTS_STATE_CUSTOM: WeightsState.ValueType  # 4
+"""Any other checkpoint: trained by the operator or somebody else, on what only they know."""
 Global___WeightsState: _TypeAlias = WeightsState  # noqa: Y015
 
 class _MaskEncoding:
@@ -772,7 +776,7 @@ class Model(_message.Message):
     weights: Global___WeightsState.ValueType
     """Where its weights come from."""
     weights_source: _builtins.str
-    """Where exactly: a file name, a hub id, a seed."""
+    """Where exactly: an address, a file name, a seed."""
     input_width: _builtins.int
     """Width of the network input, pixels."""
     input_height: _builtins.int
