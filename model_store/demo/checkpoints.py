@@ -25,7 +25,7 @@ MAX_BYTES = 4_000_000  # of one file
 class Record(BaseModel):
     """How one checkpoint was made, and what it scored.
 
-    `digest` is `weights.digest` of the tensors as stored; `starts_from` the task whose trained backbone this run began
+    `digest` is `weights.digest` of the tensors as stored; `starts_from` the run whose weights this one began
     with; `wall_seconds` leaves that other run out. `scores` are in 0..1, of this checkpoint as stored, on the first
     `scored_pictures` pictures of the held-out split of seed `scored_seed`.
     """

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from model_store import zoo
+from model_store.card import Task
 from model_store.demo.recipes import RECIPES, before
 
 if TYPE_CHECKING:
@@ -34,17 +35,18 @@ def register(app: typer.Typer) -> None:
 
 def train(
     tasks: Annotated[
-        list[str] | None, typer.Argument(help="segment, detect, classify; without any, all three.")
+        list[str] | None, typer.Argument(help="classify, detect, segment; without any, all three.")
     ] = None,
     work: Annotated[Path, typer.Option(help="Folder for drawn pictures and states; delete it to start anew.")] = WORK,
     out: Annotated[Path, typer.Option(help="Folder to write the checkpoints to.")] = zoo.COMMITTED,
     pictures: Annotated[int, typer.Option(min=1, help="Held-out pictures to score on.")] = SCORED_PICTURES,
 ) -> None:
     """Train the demo checkpoints on pictures drawn here; an interrupted run goes on where it stopped."""
-    unknown = sorted(set(tasks or []) - set(RECIPES))
+    known = [task.value for task in Task]  # the other recipes are steps on the way
+    unknown = sorted(set(tasks or []) - set(known))
     if unknown:
-        raise typer.BadParameter(f"no task is called {unknown[0]!r}; there are {', '.join(RECIPES)}")
-    wanted = [task for task in RECIPES if not tasks or task in tasks]
+        raise typer.BadParameter(f"no task is called {unknown[0]!r}; there are {', '.join(known)}")
+    wanted = [task for task in known if not tasks or task in tasks]
     try:
         for task in wanted:
             for name in before(task):

@@ -64,11 +64,23 @@ def detection_loss(class_logits: Tensor, box_deltas: Tensor, batch: Batch, ancho
     return total / positive.sum().clamp(min=1)
 
 
-def segmentation_loss(logits: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy of every pixel of the enlarged logits: float [N, K, h, w]."""
+def segmentation_loss(logits: Tensor, batch: Batch, *, dice: float) -> Tensor:
+    """Cross-entropy of every pixel of the enlarged logits, float [N, K, h, w], and `dice` times their Dice loss.
+
+    The Dice loss (Milletari et al. 2016, arXiv:1606.04797) is taken per class over the whole batch, of the classes in
+    it, so that a small shape counts as much as a large one.
+    """
     side = batch.classes.shape[1]
     large = upsample(logits, height=side, width=side, align_corners=False)  # [N, K, S, S]
-    return F.cross_entropy(large, batch.classes)
+    entropy = F.cross_entropy(large, batch.classes)
+    if not dice:
+        return entropy
+    truth = F.one_hot(batch.classes, large.shape[1]).permute(0, 3, 1, 2).to(large.dtype)  # [N, S, S, K] -> [N, K, S, S]
+    chance = large.softmax(dim=1)
+    hit = (chance * truth).sum(dim=(0, 2, 3))  # [K]
+    size = chance.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3))  # [K]
+    present = truth.sum(dim=(0, 2, 3)) > 0
+    return entropy + dice * (1 - 2 * hit[present] / size[present]).mean()
 
 
 def classification_loss(logits: Tensor, batch: Batch) -> Tensor:

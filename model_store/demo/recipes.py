@@ -23,7 +23,10 @@ class Recipe:
         peak_rate: learning rate after the warm-up of a twentieth of the steps; it then falls as a cosine to 0.
         weight_decay: of the matrices and kernels.
         average: decay of the running average of the weights, which is the result.
-        starts_from: recipe whose backbone is taken over; None starts from nothing.
+        starts_from: recipe whose backbone is taken over, and whose head if it is of the same model; None starts from
+            nothing.
+        frozen: parameters that stay as they were, by the start of their names; the early stages cost most.
+        dice: weight of the Dice loss beside the cross-entropy of a segmentation.
         seed: of the pictures, their order, and the first weights.
 
     """
@@ -39,6 +42,8 @@ class Recipe:
     weight_decay: float = 0.02
     average: float = 0.995
     starts_from: str | None = None
+    frozen: tuple[str, ...] = ()
+    dice: float = 0.0
     seed: int = 20
 
     def side_px(self, step: int) -> int:
@@ -70,16 +75,28 @@ RECIPES = MappingProxyType(
             peak_rate=1.5e-3,
             starts_from="classify",
         ),
+        "segment_coarse": Recipe(
+            entry="demo_segment",
+            task=Task.SEGMENT,
+            kind="scene",
+            pictures=3000,
+            steps=6000,
+            batch=8,
+            sides_px=(96, 96, 128, 192),
+            peak_rate=1.5e-3,
+        ),
         "segment": Recipe(
             entry="demo_segment",
             task=Task.SEGMENT,
             kind="scene",
             pictures=3000,
-            steps=2400,
+            steps=1400,
             batch=8,
-            sides_px=(128, 160, 192),
-            peak_rate=1.5e-3,
-            starts_from="detect",
+            sides_px=(192,),
+            peak_rate=6e-4,
+            starts_from="segment_coarse",
+            frozen=("backbone.stem.", "backbone.stages.0.", "backbone.stages.1."),
+            dice=1.0,
         ),
     }
 )

@@ -97,7 +97,7 @@ def run(
         start, smoothed, spent_seconds = stored["step"], stored["loss"], stored["seconds"]
     else:
         if recipe.starts_from is not None:
-            _take_backbone(network, recipe.starts_from, folder)
+            _take_over(network, recipe, folder)
         average = {name: value.clone() for name, value in network.state_dict().items()}
     started = time.monotonic() - spent_seconds
     network.train()
@@ -128,22 +128,26 @@ def _digest(recipe: Recipe) -> str:
     return hashlib.sha256(f"{recipe}{before}".encode()).hexdigest()[:12]
 
 
-def _take_backbone(network: nn.Module, name: str, folder: Path) -> None:
+def _take_over(network: nn.Module, recipe: Recipe, folder: Path) -> None:
+    name = str(recipe.starts_from)
     other = RECIPES[name]
     path = folder / f"{other.entry}_{_digest(other)}.pt"
     stored: Any = torch.load(path, weights_only=True) if path.is_file() else None
     if stored is None or stored["step"] < other.steps:
-        raise NotTrained(f"{name} has to be trained first: its backbone is where this run starts")
-    backbone = {name: value for name, value in stored["average"].items() if name.startswith("backbone.")}
-    strange = network.load_state_dict(backbone, strict=False).unexpected_keys
+        raise NotTrained(f"{name} has to be trained first: this run starts where it ends")
+    taken = "" if other.entry == recipe.entry else "backbone."
+    weights = {name: value for name, value in stored["average"].items() if name.startswith(taken)}
+    strange = network.load_state_dict(weights, strict=False).unexpected_keys
     if strange:
         raise RuntimeError(f"this is a bug: {name} has another backbone ({strange[0]})")
 
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW; norms and biases do not decay."""
-    wide = [value for value in network.parameters() if value.dim() > 1]
-    flat = [value for value in network.parameters() if value.dim() <= 1]
+    """AdamW; norms and biases do not decay. What is frozen is left out, and gets no gradient."""
+    for name, value in network.named_parameters():
+        value.requires_grad_(not name.startswith(recipe.frozen))
+    wide = [value for value in network.parameters() if value.requires_grad and value.dim() > 1]
+    flat = [value for value in network.parameters() if value.requires_grad and value.dim() <= 1]
     groups: list[dict[str, Any]] = [{"params": wide}, {"params": flat, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=recipe.peak_rate, weight_decay=recipe.weight_decay)
 
@@ -185,7 +189,7 @@ def _loss(recipe: Recipe, answer: Any, shown: pool.Batch, side_px: int) -> Tenso
     if task is Task.CLASSIFY:
         return losses.classification_loss(answer, shown)
     if task is Task.SEGMENT:
-        return losses.segmentation_loss(answer, shown)
+        return losses.segmentation_loss(answer, shown, dice=recipe.dice)
     stride = zoo.get(recipe.entry).output_stride
     maps = map_sizes(height=side_px, width=side_px, pooled_last=True, output_stride=stride)
     anchors = make_anchors(levels=cvnets_levels(), maps=maps, height=side_px, width=side_px, clamp=True)

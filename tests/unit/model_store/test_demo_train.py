@@ -9,6 +9,7 @@ from torch import Tensor
 
 from model_store.card import Task
 from model_store.demo import checkpoints, losses, train
+from model_store.demo.pool import Batch
 from model_store.demo.recipes import RECIPES, Recipe
 from model_store.demo.train import Moment, NotTrained
 
@@ -37,7 +38,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("task", ["classify", "detect", "segment"])
 def test_a_few_steps_reduce_the_loss(task: str, tmp_path: Path) -> None:
     recipe = RECIPES[task]
-    tiny = replace(recipe, pictures=4, batch=4, steps=25, sides_px=(64,), peak_rate=4e-3, starts_from=None)
+    tiny = replace(recipe, pictures=4, batch=4, steps=25, sides_px=(64,), peak_rate=4e-3, starts_from=None, frozen=())
     moments: list[Moment] = []
     train.run(tiny, folder=tmp_path, advance=moments.append)
     assert [moment.step for moment in moments] == list(range(1, 26))
@@ -83,6 +84,33 @@ def test_another_recipe_does_not_continue_this_one(tmp_path: Path) -> None:
     other = replace(TINY, peak_rate=1e-3)
     train.run(other, folder=tmp_path, stop_after=2, advance=lambda moment: steps.append(moment.step))
     assert steps == [1, 2]
+
+
+def test_what_is_frozen_stays_and_the_rest_learns(tmp_path: Path) -> None:
+    frozen = "backbone.stem."
+    tiny = replace(RECIPES["segment"], pictures=4, batch=2, steps=2, sides_px=(32,), starts_from=None, frozen=(frozen,))
+    before = train.run(tiny, folder=tmp_path, stop_after=0).weights
+    after = train.run(tiny, folder=tmp_path).weights
+    changed = {name for name in before if name.endswith("weight") and not torch.equal(before[name], after[name])}
+    assert changed
+    assert not any(name.startswith(frozen) for name in changed)
+
+
+def test_a_second_stage_takes_over_the_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    second = replace(TINY, starts_from="first", seed=4)
+    monkeypatch.setattr(train, "RECIPES", {"first": TINY})
+    first = train.run(TINY, folder=tmp_path).weights
+    assert same(first, train.run(second, folder=tmp_path, stop_after=0).weights)
+
+
+def test_the_dice_loss_is_nothing_for_the_truth_and_one_for_its_opposite() -> None:
+    classes = torch.tensor([[[0, 1], [1, 0]]])  # [N, S, S]
+    batch = Batch(pixels=torch.zeros(0), labels=torch.zeros(0), classes=classes, boxes=[], box_labels=[])
+    sure = 40.0 * torch.nn.functional.one_hot(classes, 3).permute(0, 3, 1, 2)  # [N, K, S, S]
+    assert losses.segmentation_loss(sure, batch, dice=1.0) < 1e-6
+    wrong = sure[:, [1, 0, 2]]
+    by_dice = losses.segmentation_loss(wrong, batch, dice=1.0) - losses.segmentation_loss(wrong, batch, dice=0.0)
+    assert by_dice == pytest.approx(1.0, abs=1e-5)
 
 
 def test_a_run_that_needs_another_says_so(tmp_path: Path) -> None:
