@@ -85,7 +85,7 @@ RECIPES = MappingProxyType(
             sides_px=(96, 96, 128, 192),
             peak_rate=1.5e-3,
         ),
-        "segment": Recipe(
+        "segment_fine": Recipe(
             entry="demo_segment",
             task=Task.SEGMENT,
             kind="scene",
@@ -95,6 +95,19 @@ RECIPES = MappingProxyType(
             sides_px=(192,),
             peak_rate=6e-4,
             starts_from="segment_coarse",
+            frozen=("backbone.stem.", "backbone.stages.0.", "backbone.stages.1."),
+            dice=1.0,
+        ),
+        "segment": Recipe(
+            entry="demo_segment",
+            task=Task.SEGMENT,
+            kind="scene",
+            pictures=3000,
+            steps=900,
+            batch=8,
+            sides_px=(192,),
+            peak_rate=6e-4,
+            starts_from="segment_fine",
             frozen=("backbone.stem.", "backbone.stages.0.", "backbone.stages.1."),
             dice=1.0,
         ),
