@@ -30,7 +30,7 @@ demo: $(STAMP) ## build, serve, answer real pictures, show the results, stop
 models: $(STAMP) ## build the archives that are not up to date
 	@$(BIN)/mobilevision models build --all --out $(ARCHIVES)
 
-demo-train: $(STAMP) ## train the demo checkpoints anew (an hour of one core); goes on after Ctrl-C
+demo-train: $(STAMP) ## train the demo checkpoints anew (hours of one core); goes on after Ctrl-C
 	@$(BIN)/mobilevision models demo-train
 
 serve: $(STAMP) ## the same models as the demo, until Ctrl-C
