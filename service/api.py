@@ -6,13 +6,14 @@ from typing import Any
 
 from grpc import aio
 
-from model_store.card import Card, Task, WeightsState
+from model_store.card import Card, Task
 from service.catalog import Catalog
 from service.health import Health
 from service.interceptors import current_record
 from service.pb.mobilevision.v1 import vision_pb2, vision_pb2_grpc
 from service.pipeline import Pipeline, Request
 from service.results import (
+    WEIGHTS_STATES,
     checked_mask_encoding,
     checked_max_detections,
     checked_score_threshold,
@@ -28,12 +29,6 @@ _TASKS = {
     Task.CLASSIFY: vision_pb2.TASK_CLASSIFY,
     Task.DETECT: vision_pb2.TASK_DETECT,
     Task.SEGMENT: vision_pb2.TASK_SEGMENT,
-}
-_WEIGHTS = {
-    WeightsState.RANDOM: vision_pb2.WEIGHTS_STATE_RANDOM,
-    WeightsState.DEMO: vision_pb2.WEIGHTS_STATE_DEMO,
-    WeightsState.CUSTOM: vision_pb2.WEIGHTS_STATE_CUSTOM,
-    WeightsState.OFFICIAL: vision_pb2.WEIGHTS_STATE_OFFICIAL,
 }
 
 
@@ -110,7 +105,7 @@ class VisionApi(vision_pb2_grpc.VisionServiceServicer):
             family=card.family,
             variant=card.variant,
             head=card.head,
-            weights=_WEIGHTS[card.weights.state],
+            weights=WEIGHTS_STATES[card.weights.state],
             weights_source=card.weights.source,
             input_width=card.input.width,
             input_height=card.input.height,

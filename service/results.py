@@ -31,7 +31,7 @@ DEFAULT_MAX_DETECTIONS = 100
 MAX_MAX_DETECTIONS = 200
 OUTSIDE = 255  # class map value of pixels the model did not see
 
-_WEIGHTS = {
+WEIGHTS_STATES = {
     WeightsState.RANDOM: vision_pb2.WEIGHTS_STATE_RANDOM,
     WeightsState.DEMO: vision_pb2.WEIGHTS_STATE_DEMO,
     WeightsState.CUSTOM: vision_pb2.WEIGHTS_STATE_CUSTOM,
@@ -87,7 +87,7 @@ def _in_range(field: str, value: int, most: int) -> int:
 
 def model_used(card: Card) -> vision_pb2.ModelUsed:
     """The model as it answered."""
-    return vision_pb2.ModelUsed(name=card.name, version=card.version, weights=_WEIGHTS[card.weights.state])
+    return vision_pb2.ModelUsed(name=card.name, version=card.version, weights=WEIGHTS_STATES[card.weights.state])
 
 
 def classify_response(card: Card, decoded: Decoded, row: Row, *, top_k: int) -> vision_pb2.ClassifyResponse:

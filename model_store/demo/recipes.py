@@ -1,6 +1,6 @@
 """How each demo checkpoint is trained. Facts only; importing this never imports torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from model_store.card import Task
@@ -51,6 +51,21 @@ class Recipe:
         return self.sides_px[min(step * len(self.sides_px) // self.steps, len(self.sides_px) - 1)]
 
 
+# Run twice in a row, the second time from where the first ended.
+_SEGMENT_FINE = Recipe(
+    entry="demo_segment",
+    task=Task.SEGMENT,
+    kind="scene",
+    pictures=3000,
+    steps=1400,
+    batch=8,
+    sides_px=(192,),
+    peak_rate=6e-4,
+    starts_from="segment_coarse",
+    frozen=("backbone.stem.", "backbone.stages.0.", "backbone.stages.1."),
+    dice=1.0,
+)
+
 # A backbone learns what a shape is from single ones, at little cost, and is handed on.
 RECIPES = MappingProxyType(
     {
@@ -85,32 +100,8 @@ RECIPES = MappingProxyType(
             sides_px=(96, 96, 128, 192),
             peak_rate=1.5e-3,
         ),
-        "segment_fine": Recipe(
-            entry="demo_segment",
-            task=Task.SEGMENT,
-            kind="scene",
-            pictures=3000,
-            steps=1400,
-            batch=8,
-            sides_px=(192,),
-            peak_rate=6e-4,
-            starts_from="segment_coarse",
-            frozen=("backbone.stem.", "backbone.stages.0.", "backbone.stages.1."),
-            dice=1.0,
-        ),
-        "segment": Recipe(
-            entry="demo_segment",
-            task=Task.SEGMENT,
-            kind="scene",
-            pictures=3000,
-            steps=900,
-            batch=8,
-            sides_px=(192,),
-            peak_rate=6e-4,
-            starts_from="segment_fine",
-            frozen=("backbone.stem.", "backbone.stages.0.", "backbone.stages.1."),
-            dice=1.0,
-        ),
+        "segment_fine": _SEGMENT_FINE,
+        "segment": replace(_SEGMENT_FINE, steps=900, starts_from="segment_fine"),
     }
 )
 
