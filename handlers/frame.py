@@ -11,6 +11,7 @@ counted from the aligned end of the header. `unpack` returns views, no copies. N
 import json
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,27 +35,53 @@ def _align(offset: int) -> int:
 
 def pack(tensors: Mapping[str, Array], meta: Mapping[str, float | int | str] | None = None) -> bytes:
     """Write named arrays (uint8, int32 or float32; any shape) and small metadata into one frame."""
-    entries: list[dict[str, object]] = []
-    arrays: list[Array] = []
-    relative = 0
-    for name, array in tensors.items():
-        if array.dtype.name not in DTYPES:
-            raise FrameError(f"tensor {name!r} has dtype {array.dtype.name}; a frame carries {', '.join(DTYPES)}")
-        contiguous = np.ascontiguousarray(array)
-        relative = _align(relative)
-        entries.append({"name": name, "dtype": array.dtype.name, "shape": array.shape, "offset": relative})
-        arrays.append(contiguous)
-        relative += contiguous.nbytes
-    # Offsets are relative to the aligned start of the data, so the header's own length does not move them.
-    header = json.dumps({"tensors": entries, "meta": dict(meta or {})}, separators=(",", ":")).encode()
-    data_start = _align(_PREFIX.size + len(header))
-    frame = bytearray(data_start + relative)
-    _PREFIX.pack_into(frame, 0, MAGIC, len(header))
-    frame[_PREFIX.size : _PREFIX.size + len(header)] = header
-    for entry, array in zip(entries, arrays, strict=True):
-        start = data_start + int(str(entry["offset"]))
-        frame[start : start + array.nbytes] = array.data.cast("B") if array.size else b""
+    plan = _Plan.of(tensors, meta or {})
+    frame = bytearray(plan.size_bytes)
+    plan.write(memoryview(frame))
     return bytes(frame)
+
+
+def pack_into(buffer: Array, tensors: Mapping[str, Array], meta: Mapping[str, float | int | str] | None = None) -> int:
+    """Write the frame at the start of `buffer` uint8 [bytes]; its length. Raises `FrameError` where it does not fit."""
+    plan = _Plan.of(tensors, meta or {})
+    if plan.size_bytes > buffer.nbytes:
+        raise FrameError(f"a frame of {plan.size_bytes} bytes does not fit into {buffer.nbytes}")
+    plan.write(buffer.data)
+    return plan.size_bytes
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What goes where in a frame: bytes of each array at an offset from `data_start`."""
+
+    header: bytes
+    arrays: tuple[tuple[int, Array], ...]
+    data_start: int
+    size_bytes: int
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Array], meta: Mapping[str, float | int | str]) -> "_Plan":
+        entries: list[dict[str, object]] = []
+        arrays: list[tuple[int, Array]] = []
+        relative = 0
+        for name, array in tensors.items():
+            if array.dtype.name not in DTYPES:
+                raise FrameError(f"tensor {name!r} has dtype {array.dtype.name}; a frame carries {', '.join(DTYPES)}")
+            relative = _align(relative)
+            entries.append({"name": name, "dtype": array.dtype.name, "shape": array.shape, "offset": relative})
+            arrays.append((relative, np.ascontiguousarray(array)))
+            relative += array.nbytes
+        # Offsets are relative to the aligned start of the data, so the header's own length does not move them.
+        header = json.dumps({"tensors": entries, "meta": dict(meta)}, separators=(",", ":")).encode()
+        data_start = _align(_PREFIX.size + len(header))
+        return cls(header, tuple(arrays), data_start, data_start + relative)
+
+    def write(self, frame: memoryview) -> None:
+        _PREFIX.pack_into(frame, 0, MAGIC, len(self.header))
+        frame[_PREFIX.size : _PREFIX.size + len(self.header)] = self.header
+        for offset, array in self.arrays:
+            start = self.data_start + offset
+            frame[start : start + array.nbytes] = array.data.cast("B") if array.size else b""
 
 
 def unpack(frame: bytes | bytearray | memoryview) -> tuple[dict[str, Array], dict[str, Any]]:

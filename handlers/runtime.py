@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,14 +82,18 @@ class ModuleSpec:
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """What an operator may force. `threads` None: the cores this process may really use."""
+    """What an operator may force. `threads` None: the cores this process may really use.
+
+    `shm_dir` is where gateways of this machine share memory, None where they do not.
+    """
 
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16
     threads: int | None = None
+    shm_dir: Path | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "RuntimeOptions":
-        """Read MOBILEVISION_DTYPE and MOBILEVISION_WORKER_THREADS; an unset or empty one means the default."""
+        """Read MOBILEVISION_DTYPE, _WORKER_THREADS and _SHM_DIR; an unset or empty one means the default."""
         source = os.environ if environment is None else environment
         dtype = source.get("MOBILEVISION_DTYPE") or "auto"
         if dtype != "auto" and dtype not in DTYPES:
@@ -97,7 +101,8 @@ class RuntimeOptions:
         threads = source.get("MOBILEVISION_WORKER_THREADS") or None
         if threads is not None and not (threads.isdecimal() and int(threads) >= 1):
             raise RuntimeLoadError(f"MOBILEVISION_WORKER_THREADS is {threads!r}; it takes a whole number from 1")
-        return cls(dtype=dtype, threads=int(threads) if threads else None)
+        shm_dir = source.get("MOBILEVISION_SHM_DIR")
+        return cls(dtype=dtype, threads=int(threads) if threads else None, shm_dir=Path(shm_dir) if shm_dir else None)
 
 
 def cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> float:
@@ -191,15 +196,20 @@ class Runner:
                     raise RuntimeLoadError(f"the module does not do what its card says: {error}") from error
         return time.perf_counter() - started
 
-    def run(self, pixels: Array) -> dict[str, Array]:
-        """uint8 [N, H, W, 3] RGB -> the card's outputs, N rows each. Raises `BatchError`, `ModuleRunError`."""
+    def run(self, pixels: Array | Sequence[Array]) -> dict[str, Array]:
+        """uint8 [N, H, W, 3] RGB -> the card's outputs, N rows each. Raises `BatchError`, `ModuleRunError`.
+
+        A list of N rows [H, W, 3], which may lie anywhere, is gathered straight into what is fed to the module.
+        """
         spec = self.spec
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (spec.height_px, spec.width_px, 3):
-            raise BatchError(
-                f"the module takes uint8 [N, {spec.height_px}, {spec.width_px}, 3], not {pixels.dtype} "
-                f"{list(pixels.shape)}"
-            )
-        rows = pixels.shape[0]
+        picture = (spec.height_px, spec.width_px, 3)
+        for row in pixels:
+            if row.dtype != np.uint8 or row.shape != picture:
+                raise BatchError(
+                    f"the module takes uint8 [N, {spec.height_px}, {spec.width_px}, 3], not {row.dtype} "
+                    f"[N, {', '.join(map(str, row.shape))}]"
+                )
+        rows = len(pixels)
         if not 1 <= rows <= spec.max_batch:
             raise BatchError(f"the batch has {rows} rows; this archive takes 1 to {spec.max_batch}")
         fed = self._padded(pixels)
@@ -224,15 +234,23 @@ class Runner:
             answer[declared.name] = array[:rows]
         return answer
 
-    def _padded(self, pixels: Array) -> Array:
-        rows = pixels.shape[0]
+    def _padded(self, pixels: Array | Sequence[Array]) -> Array:
+        rows = len(pixels)
         size = next((b for b in self.buckets if b >= rows), rows) if self._pad_to_bucket else rows
-        if size == rows:
-            # torch warns about memory it may not write; TorchServe's buffers are writable, so this copy is rare.
-            return np.ascontiguousarray(pixels) if pixels.flags.writeable else pixels.copy()
-        padded = np.zeros((size, *pixels.shape[1:]), np.uint8)
-        padded[:rows] = pixels
+        if size == rows and isinstance(pixels, np.ndarray) and pixels.flags.writeable:
+            return np.ascontiguousarray(pixels)
+        padded = self._staging(size)
+        # torch warns about memory it may not write; TorchServe's buffers are writable, so this copy is rare.
+        np.stack(list(pixels), out=padded[:rows])
+        padded[rows:] = 0
         return padded
+
+    def _staging(self, size: int) -> Array:
+        """An uninitialised batch; on CUDA page-locked, so that the copy to the device needs no second one."""
+        shape = (size, self.spec.height_px, self.spec.width_px, 3)
+        pinned = self.device.type == "cuda"
+        staging: Array = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy()
+        return staging
 
     @property
     def buckets(self) -> tuple[int, ...]:

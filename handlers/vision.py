@@ -1,4 +1,4 @@
-"""TorchServe's entry: bytes frame in -> module -> bytes frame out. The function `handle` is named by the manifest.
+"""TorchServe's entry: request frame in -> module -> answer frame out. The function `handle` is named by the manifest.
 
 TorchServe calls `handle(None, context)` once while it loads the worker, and reports the worker READY when that call
 returns; the module is loaded and warmed there. The gateway batches, so a request list always has exactly one entry:
@@ -6,27 +6,27 @@ returns; the module is loaded and warmed there. The gateway batches, so a reques
 """
 
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
-from handlers import frame, runtime
-
-PIXELS = "pixels"  # the one tensor of a request frame
+from handlers import exchange, frame, runtime, shm
 
 _runner: runtime.Runner | None = None
+_memory = shm.Memory(None)
 
 
 def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | None:  # `context` is TorchServe's, untyped
     """Load on the first call (data None), answer afterwards."""
-    global _runner  # noqa: PLW0603 - TorchServe's function entry has no object to keep state in
+    global _runner, _memory  # noqa: PLW0603 - TorchServe's function entry has no object to keep state in
     if data is None:
+        options = runtime.RuntimeOptions.from_environment()
+        _memory = shm.Memory(options.shm_dir)
         properties = context.system_properties
         gpu = properties.get("gpu_id")
         _runner = runtime.load(
             Path(properties["model_dir"]),
             gpu_id=None if gpu is None else int(gpu),
-            options=runtime.RuntimeOptions.from_environment(),
+            options=options,
         )
         # TorchServe's worker logs several lines per request through the root logger, each a write to a pipe that the
         # JVM parses. Loading is over, so only warnings matter from here on.
@@ -35,38 +35,21 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
     if _runner is None:
         raise RuntimeError("this is a bug: a request came before the load call")
     try:
-        return [_answer(_runner, _read_carrier(data))]
+        about = {"dtype": _runner.dtype_name, "device": str(_runner.device)}
+        return [exchange.answer(_frame_of(data), run=_runner.run, memory=_memory, about=about)]
     except (frame.FrameError, runtime.BatchError) as error:
         raise _refusal(str(error), 400) from error
     except runtime.ModuleRunError as error:
         raise _refusal(str(error), 500) from error
 
 
-def _read_carrier(data: list[dict[str, Any]]) -> bytes | bytearray:
-    """The frame of the one request, whatever carried it. A second carrier (shared memory) is to be read here."""
+def _frame_of(data: list[dict[str, Any]]) -> bytes | bytearray:
     if len(data) != 1:
         raise frame.FrameError(f"the gateway batches, so TorchServe's batchSize is 1; this call has {len(data)}")
     carried = data[0].get("frame")
     if not isinstance(carried, bytes | bytearray):
         raise frame.FrameError(f"a request carries bytes under 'frame'; this one has {sorted(data[0])}")
     return carried
-
-
-def _answer(runner: runtime.Runner, request: bytes | bytearray) -> bytes:
-    tensors, _ = frame.unpack(request)
-    if set(tensors) != {PIXELS}:
-        raise frame.FrameError(f"a request frame holds the tensor {PIXELS!r}; this one holds {sorted(tensors)}")
-    pixels = tensors[PIXELS]
-    started = time.perf_counter()
-    results = runner.run(pixels)
-    seconds = time.perf_counter() - started
-    meta = {
-        "inference_seconds": seconds,
-        "batch": pixels.shape[0],
-        "dtype": runner.dtype_name,
-        "device": str(runner.device),
-    }
-    return frame.pack(results, meta)
 
 
 def _refusal(message: str, http_status: int) -> Exception:

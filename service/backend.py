@@ -4,11 +4,16 @@ The fake passes the same contract test as `torchserve.TorchServeBackend` (tests/
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from handlers.frame import Array, pack, unpack
+import numpy as np
+
+from handlers import exchange
+from handlers.frame import Array, FrameError, unpack
+from handlers.shm import Memory
 from service.errors import BackendFault, BackendTimeout, ServiceError
 
 
@@ -25,7 +30,7 @@ class Backend(Protocol):
     """Runs frames. Safe to call concurrently from one event loop."""
 
     async def infer(self, model: str, frame: bytes, *, timeout_seconds: float) -> bytes:
-        """Run one batch: a frame with tensor `pixels` uint8 [N,H,W,3] in, a frame with the card's outputs out.
+        """Run one batch: a request frame in, an answer frame out, as `handlers.exchange` describes them.
 
         Raises `BackendUnavailable` (unreachable, or the worker died: may be sent again), `BackendTimeout`,
         `BackendFault` (the model failed on it: sending it again would fail again).
@@ -44,11 +49,13 @@ class Backend(Protocol):
 class FakeBackend:
     """A backend in this process: `run` maps pixels to outputs, `failures` are raised before answering, in order.
 
-    `gate`, when set, holds every call until it is opened, so that tests decide when a batch finishes.
+    `gate`, when set, holds every batch until it is opened, so that tests decide when a batch finishes. `shm_dir` is
+    what its workers are given as `MOBILEVISION_SHM_DIR`.
     """
 
-    def __init__(self, run: Callable[[str, Array], Mapping[str, Array]]) -> None:
+    def __init__(self, run: Callable[[str, Array], Mapping[str, Array]], *, shm_dir: Path | None = None) -> None:
         self._run = run
+        self.memory = Memory(shm_dir)
         self.failures: list[ServiceError] = []
         self.gate: asyncio.Event | None = None
         self.batch_sizes: list[int] = []
@@ -57,18 +64,25 @@ class FakeBackend:
     async def infer(self, model: str, frame: bytes, *, timeout_seconds: float) -> bytes:
         """See `Backend.infer`."""
         tensors, _ = unpack(frame)
-        if "pixels" not in tensors:
-            raise BackendFault("the frame has no tensor 'pixels'")
-        self.batch_sizes.append(len(tensors["pixels"]))
+        rows = tensors.get(exchange.SLOTS, tensors.get(exchange.PIXELS))
+        if rows is not None:
+            self.batch_sizes.append(len(rows))
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    if self.gate is not None:
+                        await self.gate.wait()
+            except TimeoutError as error:
+                raise BackendTimeout(f"no answer within {timeout_seconds:.3f} s") from error
+            if self.failures:
+                raise self.failures.pop(0)
+
+        def run(pixels: Array | Sequence[Array]) -> Mapping[str, Array]:
+            return self._run(model, np.stack(list(pixels)))
+
         try:
-            async with asyncio.timeout(timeout_seconds):
-                if self.gate is not None:
-                    await self.gate.wait()
-        except TimeoutError as error:
-            raise BackendTimeout(f"no answer within {timeout_seconds:.3f} s") from error
-        if self.failures:
-            raise self.failures.pop(0)
-        return pack(self._run(model, tensors["pixels"]), {"inference_seconds": 0.0})
+            return exchange.answer(frame, run=run, memory=self.memory, about={})
+        except FrameError as error:
+            raise BackendFault(str(error)) from error
 
     async def model_status(self, model: str) -> ModelStatus:
         """See `Backend.model_status`."""

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import PIL
@@ -152,12 +153,51 @@ class _Upright:
     height_px: int
 
 
-def decode(image: bytes, *, size: InputSize, preprocess: Preprocess, limits: Limits) -> Decoded:
-    """Decode a picture and bring it to the model's input. Raises an `InvalidImage` error."""
+class Destination(Protocol):
+    """Where decoded pixels should lie. Held as long as a thread may write into it."""
+
+    def allocate(self) -> Array | None:
+        """A writable uint8 (height, width, 3) array of the model's input size, None for an ordinary one."""
+        ...
+
+    def hold(self) -> None:
+        """Keep what `allocate` gives."""
+        ...
+
+    def drop(self) -> None:
+        """Keep it no longer."""
+        ...
+
+
+class _Anywhere:
+    """Pixels may lie in an ordinary array."""
+
+    def allocate(self) -> None:
+        return None
+
+    def hold(self) -> None:
+        pass
+
+    def drop(self) -> None:
+        pass
+
+
+def decode(
+    image: bytes,
+    *,
+    size: InputSize,
+    preprocess: Preprocess,
+    limits: Limits,
+    allocate: Callable[[], Array | None] = lambda: None,
+) -> Decoded:
+    """Decode a picture and bring it to the model's input. Raises an `InvalidImage` error.
+
+    `allocate` is called once the pixels exist, for the array to put them into.
+    """
     name = _check_bytes(image, limits)
     upright = _read(image, name, lambda width, height: _resized_sides(width, height, size, preprocess), limits)
     pixels, geometry = _to_input(upright, size, preprocess)
-    return Decoded(pixels=pixels, geometry=geometry, format=name)
+    return Decoded(pixels=_placed(pixels, size, allocate()), geometry=geometry, format=name)
 
 
 class Decoder:
@@ -168,9 +208,15 @@ class Decoder:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     async def decode(
-        self, image: bytes, *, size: InputSize, preprocess: Preprocess, still_wanted: Callable[[], bool]
+        self,
+        image: bytes,
+        *,
+        size: InputSize,
+        preprocess: Preprocess,
+        still_wanted: Callable[[], bool],
+        destination: Destination = _Anywhere(),  # noqa: B008 - it has no state
     ) -> Decoded:
-        """Decode in a thread.
+        """Decode in a thread, into `destination`, held until the thread is done, whatever becomes of the caller.
 
         `still_wanted` is asked in the thread right before the work: work queued for a call that expired meanwhile is
         skipped with `DeadlineExceeded`. Cancelling the caller's task takes queued work off the queue as well.
@@ -179,9 +225,18 @@ class Decoder:
         def work() -> Decoded:
             if not still_wanted():
                 raise DeadlineExceeded("the deadline passed before the picture was decoded")
-            return decode(image, size=size, preprocess=preprocess, limits=self._limits)
+            return decode(image, size=size, preprocess=preprocess, limits=self._limits, allocate=destination.allocate)
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        loop = asyncio.get_running_loop()
+        future = self._pool.submit(work)
+        destination.hold()
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            if future.done():
+                destination.drop()
+            else:  # cancelled, but the thread is still at it
+                future.add_done_callback(lambda _: loop.call_soon_threadsafe(destination.drop))
 
     def close(self) -> None:
         """Drop queued work and wait for the pictures being decoded."""
@@ -383,7 +438,10 @@ def _crop_offset(margin_px: int, preprocess: Preprocess) -> int:
 
 
 def _to_input(upright: _Upright, size: InputSize, preprocess: Preprocess) -> tuple[Array, Geometry]:
-    """Resize and crop: uint8 (height, width, 3), and where it lies in the picture."""
+    """Resize and crop: uint8 (h, w, 3), smaller than the input where the resized is, and where it lies in the picture.
+
+    Any memory layout; may be read-only.
+    """
     width, height = upright.width_px, upright.height_px
     resized_width, resized_height = _resized_sides(width, height, size, preprocess)
     # 0 when squashed; below 0 where the input is larger than the resized
@@ -406,11 +464,6 @@ def _to_input(upright: _Upright, size: InputSize, preprocess: Preprocess) -> tup
             within = (max(source[0], 0), max(source[1], 0), min(source[2], width_limit), min(source[3], height_limit))
             resized = upright.image.resize(cut_size, method, box=within)
         pixels = np.asarray(resized.convert("RGB"))
-    if cut_size != (size.width, size.height):  # black around, as torchvision pads a crop that is too large
-        before = (max(-top, 0), max(-left, 0))
-        padded = np.zeros((size.height, size.width, 3), np.uint8)
-        padded[before[0] : before[0] + cut_size[1], before[1] : before[1] + cut_size[0]] = pixels
-        pixels = padded
     geometry = Geometry(
         width_px=width,
         height_px=height,
@@ -420,6 +473,22 @@ def _to_input(upright: _Upright, size: InputSize, preprocess: Preprocess) -> tup
         y1=(top + size.height) * height / resized_height,
     )
     return pixels, geometry
+
+
+def _placed(pixels: Array, size: InputSize, into: Array | None) -> Array:
+    """`pixels` in the middle of a black input, in `into` or else wherever it costs least: uint8 (height, width, 3)."""
+    height, width, _ = pixels.shape
+    if (height, width) == (size.height, size.width):
+        if into is None:
+            return np.ascontiguousarray(pixels)
+        np.copyto(into, pixels)
+        return into
+    # As torchvision pads a crop that is larger than the picture.
+    padded = np.empty((size.height, size.width, 3), np.uint8) if into is None else into
+    padded[...] = 0
+    top, left = (size.height - height + 1) // 2, (size.width - width + 1) // 2
+    padded[top : top + height, left : left + width] = pixels
+    return padded
 
 
 def _two_taps(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]) -> Array:
@@ -457,7 +526,7 @@ def _two_taps(image: Image.Image, size: tuple[int, int], box: tuple[float, float
     above += below
     above += 2
     above >>= 2
-    return np.ascontiguousarray(above.astype(np.uint8).reshape(height, width, 4)[..., :3])
+    return above.astype(np.uint8).reshape(height, width, 4)[..., :3]
 
 
 def _taps(count: int, side: int, start: float, end: float) -> tuple[Array, Array, Array]:

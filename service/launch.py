@@ -43,6 +43,7 @@ class EmbeddedConfig:
     base_directory: Path | None = None  # the run directory is made in it; None: the system's temporary directory
     worker_threads: int | None = None  # None: every worker takes the cores it may use
     dtype: str = "auto"
+    shm_dir: Path | None = None  # where workers may open the gateway's shared memory; None: nowhere
     startup_timeout_seconds: float = 180.0
     response_timeout_seconds: int = 60  # TorchServe kills a worker that takes longer over a batch
     max_message_bytes: int = 128 * 2**20  # 64 pictures of 512 x 512 take 50 MB
@@ -147,6 +148,7 @@ def environment(run: Path, config: EmbeddedConfig) -> dict[str, str]:
         "PATH": f"{config.python.parent}{os.pathsep}{child.get('PATH', os.defpath)}",
         "MOBILEVISION_DTYPE": config.dtype,
         "MOBILEVISION_WORKER_THREADS": str(config.worker_threads or ""),
+        "MOBILEVISION_SHM_DIR": str(config.shm_dir or ""),
     }
     child.pop("TS_CONFIG_FILE", None)  # would replace ours
     return child

@@ -4,13 +4,15 @@ Recorded in one place per request (`observe_request`, from its `Record`), by the
 the small methods below, and read at scrape time where a gauge mirrors state.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from model_store.card import Card
+from service.slots import Usage
 from service.work import Record
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -56,6 +58,14 @@ class Metrics:
         self._worker_ready = gauge("worker_ready", "Whether the model answers requests (1) or not (0).", "model")
         self._worker_count = gauge("workers", "Backend workers ready.", "model")
         self._restarts = counter("worker_restarts", "Restarts of the embedded TorchServe.")
+        self._shm_slots = gauge("shm_slots", "Slots of shared memory, by state.", "model", "kind", "state")
+        self._shm_shared = gauge(
+            "shm_in_use", "Whether the model's batches travel in shared memory (1) or inline (0).", "model"
+        )
+        self._shm_exhausted = counter("shm_exhausted", "Pictures carried inline because no slot was free.", "model")
+        self._shm_refused = counter(
+            "shm_refused", "Batches sent again inline because a worker could not use the slots.", "model"
+        )
         self._model_info = gauge(
             "model_info", "Models served; always 1.", "model", "version", "task", "family", "variant", "head", "weights"
         )
@@ -90,6 +100,25 @@ class Metrics:
         self._deadline_missed.labels(name)
         for reason in ("idle", "full"):
             self._dispatch.labels(name, reason)
+
+    def watch_shared_memory(
+        self, model: str, *, in_use: Callable[[], bool], slots: Mapping[str, Callable[[], Usage]]
+    ) -> None:
+        """Read the state of a model's shared memory at scrape time; `slots` by kind, `input` and `output`."""
+        self._shm_shared.labels(model).set_function(lambda: float(in_use()))
+        for kind, usage in slots.items():
+            for state in ("free", "used", "quarantined"):
+                self._shm_slots.labels(model, kind, state).set_function(partial(_state_of, usage, state))
+        self._shm_exhausted.labels(model)
+        self._shm_refused.labels(model)
+
+    def shm_exhausted(self, model: str) -> None:
+        """Count a picture that found no slot."""
+        self._shm_exhausted.labels(model).inc()
+
+    def shm_refused(self, model: str) -> None:
+        """Count a batch that a worker refused to read from shared memory."""
+        self._shm_refused.labels(model).inc()
 
     def watch_inflight(self, inflight: Callable[[], float]) -> None:
         """Read the number of inference requests in work at scrape time."""
@@ -137,3 +166,8 @@ class Metrics:
     def page(self) -> bytes:
         """Render the page Prometheus scrapes."""
         return generate_latest(self.registry)
+
+
+def _state_of(usage: Callable[[], Usage], state: str) -> float:
+    count: int = getattr(usage(), state)
+    return float(count)

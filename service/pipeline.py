@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from model_store.card import Card, Task
 from service.batcher import Batcher
+from service.carrier import Carrier
 from service.catalog import Catalog
 from service.decode import Decoder
 from service.errors import DeadlineExceeded, ModelNotReady, ShuttingDown, TooManyRequests
@@ -41,6 +42,7 @@ class Pipeline:
         catalog: Catalog,
         decoder: Decoder,
         batchers: Mapping[str, Batcher],
+        carriers: Mapping[str, Carrier],
         health: Health,
         render_pool: ThreadPoolExecutor,
         max_inflight: int,
@@ -49,6 +51,7 @@ class Pipeline:
         self._catalog = catalog
         self._decoder = decoder
         self._batchers = batchers
+        self._carriers = carriers
         self._health = health
         self._render_pool = render_pool
         self._max_inflight = max_inflight
@@ -102,22 +105,25 @@ class Pipeline:
     ) -> Reply:
         loop = asyncio.get_running_loop()
         started = loop.time()
-        decoded = await self._decoder.decode(
-            request.image,
-            size=card.input,
-            preprocess=card.preprocess,
-            still_wanted=lambda: loop.time() < request.deadline_seconds,
-        )
-        submitted = loop.time()
-        record.stage_seconds["decode"] = submitted - started
-        row = await self._batchers[card.name].submit(
-            Job(
-                request_id=record.request_id,
-                pixels=decoded.pixels,
-                deadline_seconds=request.deadline_seconds,
-                submitted_seconds=submitted,
+        with self._carriers[card.name].lend() as lease:
+            decoded = await self._decoder.decode(
+                request.image,
+                size=card.input,
+                preprocess=card.preprocess,
+                still_wanted=lambda: loop.time() < request.deadline_seconds,
+                destination=lease,
             )
-        )
+            submitted = loop.time()
+            record.stage_seconds["decode"] = submitted - started
+            row = await self._batchers[card.name].submit(
+                Job(
+                    request_id=record.request_id,
+                    pixels=decoded.pixels,
+                    deadline_seconds=request.deadline_seconds,
+                    submitted_seconds=submitted,
+                    lease=lease,
+                )
+            )
         record.batch_size = row.batch_size
         record.stage_seconds["queue"] = row.queue_seconds
         record.stage_seconds["transport"] = row.transport_seconds

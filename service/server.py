@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from grpc import aio
@@ -27,6 +28,7 @@ from model_store.card import Card
 from service.api import VisionApi
 from service.backend import Backend, ModelStatus
 from service.batcher import Batcher
+from service.carrier import Carrier
 from service.catalog import ARCHIVE_SUFFIX, Catalog
 from service.decode import Decoder, Limits
 from service.dispatch import Dispatcher
@@ -38,6 +40,7 @@ from service.metrics import Metrics
 from service.pb.mobilevision.v1 import vision_pb2_grpc
 from service.pipeline import Pipeline
 from service.probes import Heartbeat, ProbeServer
+from service.region import Region, SharedDirectory, Size, shares
 from service.settings import DEFAULT_GRPC_PORT, DEFAULT_HTTP_PORT, Settings, child_environment
 from service.torchserve import TorchServeBackend, TorchServeEndpoint
 
@@ -84,12 +87,28 @@ class Gateway:
             poll_seconds=settings.health_poll_seconds,
             stuck_seconds=settings.batch_timeout_seconds / 2,
         )
+        self._shm: SharedDirectory | None = None
+        regions = self._regions(catalog, metrics, threads)
+        self._carriers = {
+            card.name: Carrier(
+                card=card,
+                backend=backend,
+                region=regions.get(card.name),
+                clock=clock,
+                on_refused=partial(metrics.shm_refused, card.name),
+            )
+            for card in catalog.cards
+        }
         for card in catalog.cards:
             self._batchers[card.name] = self._batcher(card, clock, metrics)
+            region, carrier = regions.get(card.name), self._carriers[card.name]
+            slots = {} if region is None else {"input": region.inputs.usage, "output": region.outputs.usage}
+            metrics.watch_shared_memory(card.name, in_use=partial(getattr, carrier, "shared"), slots=slots)
         self._pipeline = Pipeline(
             catalog=catalog,
             decoder=self._decoder,
             batchers=self._batchers,
+            carriers=self._carriers,
             health=self.health,
             render_pool=self._render_pool,
             max_inflight=settings.max_inflight_requests,
@@ -129,10 +148,18 @@ class Gateway:
 
     async def start(self) -> tuple[str, str]:
         """Listen; returns the gRPC and the HTTP address. Raises `PortTaken`."""
+        try:
+            return await self._start()
+        except BaseException:
+            self._remove_shm()
+            raise
+
+    async def _start(self) -> tuple[str, str]:
         settings = self._settings
         grpc_port = _choose_port(settings.grpc_host, settings.grpc_port, DEFAULT_GRPC_PORT)
         http_port = _choose_port(settings.http_host, settings.http_port, DEFAULT_HTTP_PORT)
         await self.health.check()
+        await asyncio.gather(*(carrier.agree() for carrier in self._carriers.values()))
         grpc_port = self._server.add_insecure_port(f"{settings.grpc_host}:{grpc_port}")
         self._probes = ProbeServer(
             host=settings.http_host,
@@ -163,12 +190,45 @@ class Gateway:
         self._render_pool.shutdown()
         if self._probes is not None:
             await asyncio.to_thread(self._probes.close)
+        self._remove_shm()
+
+    def _regions(self, catalog: Catalog, metrics: Metrics, threads: int) -> dict[str, Region]:
+        """The shared memory of each model; those it cannot be made for are left out."""
+        settings = self._settings
+        if not settings.shm_megabytes:
+            return {}
+        batches = settings.workers_per_model
+        wanted = {}
+        for card in catalog.cards:
+            max_batch = min(settings.max_batch, card.max_batch)
+            pictures = threads + settings.max_queue + batches * max_batch
+            wanted[card.name] = Size.wanted(card, max_batch=max_batch, batches=batches, pictures=pictures)
+        regions = {}
+        try:
+            self._shm = SharedDirectory(settings.shm_dir)
+            for model, size in shares(wanted, settings.shm_megabytes * 2**20).items():
+                exhausted = partial(metrics.shm_exhausted, model)
+                regions[model] = self._shm.region(catalog.get(model), size, on_exhausted=exhausted)
+        except OSError as error:
+            _log.warning(
+                "no shared memory in %s for %s (%s): pixels travel inside the calls; give it more room, or set "
+                "shm_megabytes to 0",
+                settings.shm_dir,
+                ", ".join(sorted(wanted.keys() - regions.keys())),
+                error.strerror or error,
+            )
+        return regions
+
+    def _remove_shm(self) -> None:
+        if self._shm is not None:
+            self._shm.remove()
+            self._shm = None
 
     def _batcher(self, card: Card, clock: Callable[[], float], metrics: Metrics) -> Batcher:
         settings, name = self._settings, card.name
         dispatcher = Dispatcher(
             card=card,
-            backend=self._backend,
+            carrier=self._carriers[name],
             batch_timeout_seconds=settings.batch_timeout_seconds,
             clock=clock,
             on_retry=lambda: metrics.batch_retried(name),
@@ -270,6 +330,7 @@ async def _backend(
         base_directory=settings.run_dir,
         worker_threads=settings.worker_threads or None,
         dtype=settings.dtype,
+        shm_dir=settings.shm_dir if settings.shm_megabytes else None,
         startup_timeout_seconds=settings.startup_timeout_seconds,
         # Both give up on a batch together, so that a slot falls free when its worker does.
         response_timeout_seconds=math.ceil(settings.batch_timeout_seconds),

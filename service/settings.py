@@ -99,6 +99,19 @@ class Settings(BaseSettings):
         default=None, description="Its key_file.json, where it asks for tokens. Read again when it changes."
     )
 
+    shm_megabytes: int = Field(
+        default=256,
+        ge=0,
+        le=2**20,
+        description="Most shared memory for pictures and results on their way to TorchServe and back. Grows with the "
+        "load and counts as memory of the container. 0: pixels travel inside the calls.",
+    )
+    shm_dir: Path = Field(
+        default=Path("/dev/shm"),  # noqa: S108 - private directories are made in it
+        description="Where it lies; a memory file system. A TorchServe started elsewhere needs the same "
+        "MOBILEVISION_SHM_DIR, user and mount; where it has not, pixels travel inside the calls.",
+    )
+
     health_poll_seconds: float = Field(default=1.0, gt=0, le=60, description="How often worker state is read.")
     drain_delay_seconds: float = Field(
         default=0.0,

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from handlers.frame import Array
+from service.slots import Lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,10 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A picture ready for the model: `pixels` uint8 [H, W, 3] RGB, contiguous, of the card's input size."""
+    """A picture ready for the model: `pixels` uint8 [H, W, 3] RGB, contiguous, of the card's input size.
+
+    `pixels` may lie in a slot of shared memory, and is somebody else's once that is given up.
+    """
 
     pixels: Array
     geometry: Geometry
@@ -34,12 +38,16 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One picture waiting for a batch. Deadline and submission are readings of the injected clock."""
+    """One picture waiting for a batch. Deadline and submission are readings of the injected clock.
+
+    `lease` says where in shared memory `pixels` lies, if it does.
+    """
 
     request_id: str
     pixels: Array
     deadline_seconds: float
     submitted_seconds: float
+    lease: Lease | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,8 @@ def picture(width: int = 64, height: int = 48, *, gray: int = 200, form: str = "
 
 def local_settings(**overrides: Any) -> Settings:
     """Settings for a gateway of a test: free ports, nothing from the environment."""
-    values = {"grpc_port": 0, "http_port": 0, "health_poll_seconds": 0.05, "decode_threads": 2} | overrides
+    values = {"grpc_port": 0, "http_port": 0, "health_poll_seconds": 0.05, "decode_threads": 2}
+    values |= {"shm_megabytes": 0} | overrides
     return Settings.model_construct(**({n: f.default for n, f in Settings.model_fields.items()} | values))
 
 
@@ -109,9 +110,11 @@ class RunningGateway:
 
 
 @contextlib.asynccontextmanager
-async def running_gateway(cards: list[Card] | None = None, **overrides: Any) -> AsyncIterator[RunningGateway]:
-    """A whole gateway with toy models, listening on free ports."""
-    backend, metrics = FakeBackend(toy_run), Metrics()
+async def running_gateway(
+    cards: list[Card] | None = None, *, worker_shm_dir: Path | None = None, **overrides: Any
+) -> AsyncIterator[RunningGateway]:
+    """A whole gateway with toy models, listening on free ports. Workers see shared memory in `worker_shm_dir`."""
+    backend, metrics = FakeBackend(toy_run, shm_dir=worker_shm_dir), Metrics()
     catalog = Catalog(cards or [toy_card(task) for task in Task])
     gateway = Gateway(settings=local_settings(**overrides), catalog=catalog, backend=backend, metrics=metrics)
     grpc_address, http_address = await gateway.start()

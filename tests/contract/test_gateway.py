@@ -5,6 +5,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,8 +23,8 @@ IMAGE = picture()
 
 
 @pytest.fixture
-async def running() -> AsyncIterator[RunningGateway]:
-    async with running_gateway() as gateway:
+async def running(tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(worker_shm_dir=tmp_path, shm_dir=tmp_path, shm_megabytes=16) as gateway:
         yield gateway
 
 

@@ -2,10 +2,7 @@
 
 import asyncio
 import dataclasses
-import hashlib
-import io
 import json
-import os
 import shutil
 import signal
 import sys
@@ -15,27 +12,14 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import numpy as np
-import psutil
 import pytest
 import pytest_asyncio
-import torch
+from toy_torchserve import SIDE, build, config_for, jvm_of, members, request, worker_of
 
 from handlers import frame
-from model_store import archive
-from model_store.card import (
-    Card,
-    InputSize,
-    Normalize,
-    Output,
-    Parity,
-    Preprocess,
-    Task,
-    Weights,
-    WeightsState,
-)
 from service.embedded import EmbeddedTorchServe
 from service.errors import BackendFault, BackendTimeout, BackendUnavailable
-from service.launch import EmbeddedConfig, EmbeddedError, EmbeddedModel
+from service.launch import EmbeddedError
 from service.pb.torchserve import inference_pb2, inference_pb2_grpc
 from service.torchserve import TorchServeBackend
 
@@ -46,87 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings(r"ignore:`torch\.jit\.:DeprecationWarning"),
 ]
 
-SIDE = 32
 SECONDS = 30.0
-
-
-class Toy(torch.nn.Module):
-    """Brightness: scores [mean, -mean]; a white picture makes it raise."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.tensor(1.0))
-
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mean = pixels.to(self.scale.dtype).mean(dim=[1, 2, 3]) * self.scale
-        if bool((mean > 254.0).any()):
-            raise RuntimeError("toy refuses white")
-        scores = torch.stack([mean, -mean], 1).to(torch.float32)
-        return scores, torch.zeros(scores.shape, dtype=torch.int32)
-
-
-def build(directory: Path) -> Path:
-    buffer = io.BytesIO()
-    torch.jit.save(torch.jit.script(Toy().eval()), buffer)
-    card = Card(
-        name="toy",
-        task=Task.CLASSIFY,
-        family="toy",
-        variant="toy",
-        head="none",
-        paper="",
-        input=InputSize(height=SIDE, width=SIDE),
-        preprocess=Preprocess(mode="squash"),
-        normalize=Normalize(),
-        labels=("dark", "bright"),
-        outputs=(
-            Output(name="scores", dtype="float32", shape=(2,)),
-            Output(name="labels", dtype="int32", shape=(2,)),
-        ),
-        max_batch=8,
-        parameters=1,
-        macs=1,
-        weights=Weights(state=WeightsState.RANDOM, source="test", sha256="0" * 64),
-        parity=Parity(scripted_max_abs_diff=0, reloaded_max_abs_diff=0, batch_row_max_abs_diff=0),
-        module_sha256=hashlib.sha256(buffer.getvalue()).hexdigest(),
-    )
-    return archive.write(directory, card, buffer.getvalue())
-
-
-def config_for(toy: Path, **changes: object) -> EmbeddedConfig:
-    config = EmbeddedConfig(
-        models=(EmbeddedModel("toy", toy),),
-        environment=os.environ,
-        worker_threads=1,
-        dtype="float32",
-        queue_size=2,
-    )
-    return dataclasses.replace(config, **changes)
-
-
-def request(*values: int, side: int = SIDE) -> bytes:
-    return frame.pack({"pixels": np.stack([np.full((side, side, 3), value, np.uint8) for value in values])})
-
-
-def members(group: int | None) -> list[psutil.Process]:
-    """Living processes of a process group."""
-    assert group is not None
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return found
-
-
-def worker_of(group: int | None) -> psutil.Process:
-    return next(p for p in members(group) if any("model_service_worker" in part for part in p.cmdline()))
-
-
-def jvm_of(group: int | None) -> psutil.Process:
-    return next(p for p in members(group) if Path(p.exe()).name == "java")
 
 
 async def answering(backend: TorchServeBackend) -> None:

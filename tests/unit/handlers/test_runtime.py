@@ -5,6 +5,7 @@ import math
 import os
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,6 +98,19 @@ def test_padding_to_a_bucket_leaves_the_rows_alone(tmp_path, pixels):
     np.testing.assert_allclose(answer["scores"], plain.run(pixels)["scores"], atol=1e-5)
 
 
+@pytest.mark.parametrize("pad_to_bucket", [False, True])
+def test_rows_that_lie_apart_give_the_bits_of_a_batch(tmp_path, pixels, pad_to_bucket):
+    unpack_archive(tmp_path)
+    module, spec = torch.jit.load(str(tmp_path / "model.pt")), ModuleSpec.read(tmp_path / "card.json")
+    runner = Runner(module, spec, device=torch.device("cpu"), dtype=torch.float32, pad_to_bucket=pad_to_bucket)
+    rows = [row.copy() for row in pixels]
+    rows[1].setflags(write=False)  # as the worker's view of shared memory
+    together, apart = runner.run(pixels), runner.run(rows)
+    assert {n: a.tobytes() for n, a in together.items()} == {n: a.tobytes() for n, a in apart.items()}
+    with pytest.raises(BatchError, match="uint8"):
+        runner.run([rows[0], rows[1][1:]])
+
+
 def test_a_read_only_batch_is_accepted(tmp_path, pixels):
     runner = runtime.load(unpack_archive(tmp_path), gpu_id=None, options=FLOAT32)
     pixels.flags.writeable = False
@@ -169,9 +183,9 @@ def test_no_request_after_ready_pays_a_compilation(tmp_path):
 
 
 def test_options_come_from_the_environment():
-    assert RuntimeOptions.from_environment({}) == RuntimeOptions("auto", None)
-    given = {"MOBILEVISION_DTYPE": "bfloat16", "MOBILEVISION_WORKER_THREADS": "3"}
-    assert RuntimeOptions.from_environment(given) == RuntimeOptions("bfloat16", 3)
+    assert RuntimeOptions.from_environment({}) == RuntimeOptions("auto", None, None)
+    given = {"MOBILEVISION_DTYPE": "bfloat16", "MOBILEVISION_WORKER_THREADS": "3", "MOBILEVISION_SHM_DIR": "/shm"}
+    assert RuntimeOptions.from_environment(given) == RuntimeOptions("bfloat16", 3, Path("/shm"))
 
 
 @pytest.mark.parametrize(

@@ -317,6 +317,58 @@ class TestDecoder:
         finally:
             decoder.close()
 
+    async def test_pixels_are_put_where_the_caller_wants_them(self):
+        for size, preprocess in ((SIZE, SQUASH), (InputSize(height=400, width=416), CROP)):
+            expected = decode(picture_files.PICTURES["png"], size=size, preprocess=preprocess, limits=LIMITS)
+            destination = np.full((size.height, size.width, 3), 99, np.uint8)
+            placed = decode(
+                picture_files.PICTURES["png"],
+                size=size,
+                preprocess=preprocess,
+                limits=LIMITS,
+                allocate=lambda array=destination: array,
+            )
+            assert placed.pixels is destination
+            np.testing.assert_array_equal(placed.pixels, expected.pixels)
+
+    async def test_a_destination_is_held_until_the_thread_is_done_with_it(self):
+        class Destination:
+            def __init__(self):
+                self.entered, self.gate, self.dropped = threading.Event(), threading.Event(), asyncio.Event()
+
+            def allocate(self):
+                self.entered.set()
+                self.gate.wait(60)
+
+            def hold(self):
+                self.held = True
+
+            def drop(self):
+                self.dropped.set()
+
+        decoder, destination = Decoder(threads=1, limits=LIMITS), Destination()
+        try:
+            asked = asyncio.create_task(
+                decoder.decode(
+                    picture_files.PICTURES["png"],
+                    size=SIZE,
+                    preprocess=SQUASH,
+                    still_wanted=lambda: True,
+                    destination=destination,
+                )
+            )
+            await asyncio.to_thread(destination.entered.wait, 60)
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            assert destination.held
+            assert not destination.dropped.is_set()
+            destination.gate.set()
+            await asyncio.wait_for(destination.dropped.wait(), 60)
+        finally:
+            destination.gate.set()
+            decoder.close()
+
     async def test_queued_work_that_nobody_wants_is_skipped(self):
         decoder = Decoder(threads=1, limits=LIMITS)
         entered, gate = threading.Event(), threading.Event()

@@ -4,6 +4,7 @@ from fakes import SIDE, toy_card, toy_run
 
 from handlers.frame import Array, pack
 from service.backend import FakeBackend
+from service.carrier import Carrier
 from service.dispatch import Dispatcher
 from service.errors import BackendFault, BackendTimeout, BackendUnavailable
 from service.work import Job
@@ -17,7 +18,7 @@ class Bench:
         self.backend = FakeBackend(run)
         self.dispatcher = Dispatcher(
             card=toy_card(),
-            backend=self.backend,
+            carrier=Carrier(card=toy_card(), backend=self.backend, region=None, clock=lambda: self.now),
             batch_timeout_seconds=1.0,
             clock=lambda: self.now,
             on_retry=self._retried,

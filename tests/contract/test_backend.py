@@ -1,0 +1,277 @@
+"""What a backend promises, kept by the fake one and by a real TorchServe alike, inline and through shared memory."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import pytest_asyncio
+from toy_torchserve import SIDE, build, config_for, worker_of
+
+from handlers.frame import Array, pack, unpack
+from model_store.archive import read_card
+from model_store.card import Card
+from service.backend import Backend, FakeBackend
+from service.carrier import ASK_AGAIN_SECONDS, Carrier
+from service.dispatch import Dispatcher
+from service.embedded import EmbeddedTorchServe
+from service.errors import BackendFault, BackendTimeout, BackendUnavailable
+from service.region import Region, SharedDirectory, Size
+from service.slots import Usage
+from service.torchserve import TorchServeBackend
+from service.work import Job
+
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    # TorchScript is this project's format; torch deprecates it in favour of torch.export.
+    pytest.mark.filterwarnings(r"ignore:`torch\.jit\.:DeprecationWarning"),
+]
+
+SECONDS = 30.0
+
+
+@dataclass
+class Kept:
+    """A backend that serves the toy, and the directory its workers may look into."""
+
+    backend: Backend
+    card: Card
+    base: Path
+    embedded: EmbeddedTorchServe | None = None
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("store"))
+
+
+def _toy_run(model: str, pixels: Array) -> dict[str, Array]:
+    if model != "toy":
+        raise BackendUnavailable("Model not found")
+    if pixels.shape[1:] != (SIDE, SIDE, 3):
+        raise BackendFault("the module takes another size")
+    mean = pixels.astype(np.float32).mean((1, 2, 3))
+    scores = np.stack([mean, -mean], 1)
+    return {"scores": scores, "labels": np.zeros(scores.shape, np.int32)}
+
+
+@pytest_asyncio.fixture(
+    scope="module", loop_scope="module", params=["fake", pytest.param("torchserve", marks=pytest.mark.integration)]
+)
+async def kept(
+    request: pytest.FixtureRequest, toy: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Kept]:
+    base, card = tmp_path_factory.mktemp("shm"), read_card(toy)
+    if request.param == "fake":
+        yield Kept(FakeBackend(_toy_run, shm_dir=base), card, base)
+        return
+    embedded = EmbeddedTorchServe(config_for(toy, shm_dir=base, response_timeout_seconds=10))
+    backend = TorchServeBackend(await embedded.start())
+    supervising = asyncio.create_task(embedded.supervise())
+    yield Kept(backend, card, base, embedded)
+    await backend.close()
+    await embedded.stop()
+    await asyncio.wait_for(supervising, SECONDS)
+
+
+class Sender:
+    """A dispatcher over a carrier, in shared memory or inline, and the slots it uses."""
+
+    def __init__(self, kept: Kept, region: Region | None, *, batch_timeout_seconds: float = SECONDS) -> None:
+        self.late_seconds = 0.0
+        self.refused = 0
+        loop = asyncio.get_running_loop()
+        self.region = region
+
+        def clock() -> float:
+            return loop.time() + self.late_seconds
+
+        self.carrier = Carrier(card=kept.card, backend=kept.backend, region=region, clock=clock, on_refused=self._count)
+        self.dispatcher = Dispatcher(
+            card=kept.card, carrier=self.carrier, batch_timeout_seconds=batch_timeout_seconds, clock=clock
+        )
+        self._clock = clock
+
+    def _count(self) -> None:
+        self.refused += 1
+
+    async def rows(self, *pictures: Array) -> list[dict[str, Array]]:
+        with contextlib.ExitStack() as held:
+            jobs = []
+            for picture in pictures:
+                lease = held.enter_context(self.carrier.lend())
+                pixels = lease.allocate()
+                if pixels is not None:
+                    np.copyto(pixels, picture)
+                jobs.append(Job("", picture if pixels is None else pixels, self._clock() + SECONDS, 0.0, lease))
+            return [dict(row) for row in (await self.dispatcher.run(jobs)).rows]
+
+    def used(self) -> tuple[int, int, int]:
+        assert self.region is not None
+        inputs, outputs = self.region.inputs.usage(), self.region.outputs.usage()
+        return inputs.used, outputs.used, outputs.quarantined
+
+
+@contextlib.asynccontextmanager
+async def sharing(kept: Kept, *, batch_timeout_seconds: float = SECONDS) -> AsyncIterator[Sender]:
+    directory = SharedDirectory(kept.base)
+    try:
+        size = Size.wanted(kept.card, max_batch=8, batches=1, pictures=6)
+        region = directory.region(kept.card, size)
+        sender = Sender(kept, region, batch_timeout_seconds=batch_timeout_seconds)
+        await sender.carrier.agree()
+        assert sender.carrier.shared
+        yield sender
+    finally:
+        directory.remove()
+
+
+def pictures(count: int) -> list[Array]:
+    return list(np.random.default_rng(count).integers(0, 250, (count, SIDE, SIDE, 3), np.uint8))
+
+
+@pytest.mark.parametrize("count", [1, 5, 8])  # 8: more than there are slots
+async def test_both_carriers_give_the_same_bits(kept: Kept, count: int) -> None:
+    images = pictures(count)
+    inline = await Sender(kept, None).rows(*images)
+    async with sharing(kept) as sender:
+        for _ in range(3):
+            shared = await sender.rows(*images)
+            for one, other in zip(shared, inline, strict=True):
+                assert {n: a.tobytes() for n, a in one.items()} == {n: a.tobytes() for n, a in other.items()}
+        assert sender.used() == (0, 0, 0)
+        assert sender.refused == 0
+
+
+async def test_a_worker_refuses_what_is_not_below_its_directory(kept: Kept, tmp_path: Path) -> None:
+    elsewhere = SharedDirectory(tmp_path)
+    try:
+        size = Size.wanted(kept.card, max_batch=8, batches=1, pictures=6)
+        sender = Sender(kept, elsewhere.region(kept.card, size))
+        await sender.carrier.agree()
+        assert not sender.carrier.shared
+        [row] = await sender.rows(np.full((SIDE, SIDE, 3), 7, np.uint8))
+        assert row["scores"].tolist() == [7, -7]
+    finally:
+        elsewhere.remove()
+
+
+async def test_a_worker_that_cannot_open_a_slot_file_costs_one_resend(kept: Kept) -> None:
+    async with sharing(kept) as sender:
+        assert sender.region is not None
+        (kept.base / sender.region.inputs_name).unlink()
+        [row] = await sender.rows(np.full((SIDE, SIDE, 3), 7, np.uint8))
+        assert row["scores"].tolist() == [7, -7]
+        assert (sender.refused, sender.carrier.shared) == (1, False)
+        assert sender.used() == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pack({"slots": np.zeros((1, 2), np.int32)}, {"inputs": "/etc/passwd", "height": SIDE, "width": SIDE}),
+        pack({}, {"hello": "../../etc/passwd"}),
+    ],
+)
+async def test_a_hostile_description_is_refused_in_so_many_words(kept: Kept, frame: bytes) -> None:
+    tensors, meta = unpack(await kept.backend.infer("toy", frame, timeout_seconds=SECONDS))
+    assert tensors == {}
+    assert "is not the name of a gateway's file" in meta["refused"]
+
+
+async def test_what_is_no_request_is_a_fault(kept: Kept) -> None:
+    with pytest.raises(BackendFault, match="holds the tensor 'pixels'"):
+        await kept.backend.infer("toy", pack({}), timeout_seconds=SECONDS)
+
+
+async def test_a_worker_killed_with_the_batch_in_hand_costs_no_answer_and_no_slot(kept: Kept) -> None:
+    if kept.embedded is None:
+        pytest.skip("the fake has no process to kill")
+    image = np.full((SIDE, SIDE, 3), 9, np.uint8)
+    # TorchServe may hold a call that comes while it has no worker.
+    async with sharing(kept, batch_timeout_seconds=3.0) as sender:
+        worker = worker_of(kept.embedded.process_group)
+        worker.suspend()  # so that the batch is surely in its hands
+        sent = asyncio.create_task(sender.rows(image))
+        await asyncio.sleep(0.3)
+        assert sender.used() == (1, 1, 0)
+        worker.kill()
+        with contextlib.suppress(BackendUnavailable, BackendTimeout):  # sent again before there is another worker
+            assert (await sent)[0]["scores"].tolist() == [9, -9]
+        async with asyncio.timeout(3 * SECONDS):
+            while True:
+                try:
+                    [row] = await sender.rows(image)
+                except (BackendUnavailable, BackendTimeout):
+                    await asyncio.sleep(0.1)
+                else:
+                    break
+        assert row["scores"].tolist() == [9, -9]
+        assert sender.used() == (0, 0, 0)
+        sender.late_seconds = 100 * ASK_AGAIN_SECONDS
+        [row] = await sender.rows(image)
+        assert sender.carrier.shared
+        assert row["scores"].tolist() == [9, -9]
+
+
+async def test_a_worker_that_answers_after_the_time_out_cannot_write(kept: Kept) -> None:
+    if kept.embedded is None:
+        pytest.skip("the fake has no process to stop")
+    async with sharing(kept) as sender:
+        assert sender.region is not None
+        worker = worker_of(kept.embedded.process_group)
+        outputs, generation = sender.region.outputs, np.zeros((1, 2), np.int32)
+        first = outputs.take()
+        assert first is not None
+        with contextlib.closing(_Slot(sender.region)) as slot:
+            generation[0] = slot.index, slot.generation
+            meta = {"inputs": sender.region.inputs_name, "height": SIDE, "width": SIDE}
+            meta |= {"output": sender.region.output_name(first.index), "generation": first.generation}
+            before = outputs.content(first).tobytes()
+            worker.suspend()
+            call = asyncio.create_task(
+                kept.backend.infer("toy", pack({"slots": generation}, meta), timeout_seconds=SECONDS)
+            )
+            await asyncio.sleep(0.3)
+            outputs.quarantine(first)  # as on a time-out
+            taken = [outputs.take(), outputs.take()]  # the stopped worker holds no lock, so both may be used
+            assert None not in taken
+            worker.resume()
+            answer = unpack(await call)[1]
+        assert "late" in answer["refused"]
+        assert outputs.content(first).tobytes() == before
+        for output in taken:
+            assert output is not None
+            outputs.free(output)
+        assert outputs.usage() == Usage(free=2)
+
+
+class _Slot:
+    def __init__(self, region: Region) -> None:
+        self._lease = region.inputs.lend()
+        pixels = self._lease.allocate()
+        assert pixels is not None
+        pixels[:] = 5
+        assert self._lease.index is not None
+        self.index, self.generation = self._lease.index, self._lease.generation
+
+    def close(self) -> None:
+        self._lease.drop()
+
+
+async def test_a_worker_holds_no_file_of_a_gateway_that_is_gone(kept: Kept) -> None:
+    for _ in range(2):
+        async with sharing(kept) as sender:
+            await sender.rows(np.full((SIDE, SIDE, 3), 7, np.uint8))
+    async with sharing(kept) as sender:
+        await sender.rows(np.full((SIDE, SIDE, 3), 7, np.uint8))
+        process = psutil.Process() if kept.embedded is None else worker_of(kept.embedded.process_group)
+        maps = {m.path for m in process.memory_maps() if "mobilevision-shm-" in m.path}
+        assert {Path(path.removesuffix(" (deleted)")).parent.name for path in maps} >= {sender.region.directory}
+        if kept.embedded is not None:
+            assert not [path for path in maps if path.endswith("(deleted)")]
+    assert list(kept.base.iterdir()) == []

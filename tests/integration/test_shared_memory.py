@@ -1,0 +1,77 @@
+"""Shared memory as an operator meets it: real models, a real TorchServe, processes that are killed."""
+
+import signal
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from fakes import read
+from google.protobuf.message import Message
+from serving import Served, served
+
+from service.client import CallFailed, VisionClient
+
+pytestmark = pytest.mark.integration
+PICTURES = ("astronaut.jpg", "chelsea.jpg", "coffee.jpg", "rocket.jpg")
+MODEL = "mobilevit_xxs_classify"
+
+
+def metric(server: Served, series: str) -> float:
+    with urllib.request.urlopen(f"http://{server.http}/metrics", timeout=10) as reply:
+        lines = reply.read().decode().splitlines()
+    return float(next(line for line in lines if line.startswith(f"mobilevision_{series} ")).rpartition(" ")[2])
+
+
+def replies(server: Served) -> list[bytes]:
+    found: list[Message] = []
+    with VisionClient(server.grpc) as client:
+        for name in PICTURES:
+            image = read(name)
+            found += [client.classify(image).reply, client.detect(image, score_threshold=0.01).reply]
+            found.append(client.segment(image, include_confidence=True).reply)
+    return [reply.SerializeToString(deterministic=True) for reply in found]
+
+
+def test_answers_are_those_of_the_inline_carrier_bit_for_bit(server: Served, archives: Path, tmp_path: Path) -> None:
+    assert metric(server, f'shm_in_use{{model="{MODEL}"}}') == 1
+    with served(archives, tmp_path, MOBILEVISION_SHM_MEGABYTES="0") as inline:
+        assert metric(inline, f'shm_in_use{{model="{MODEL}"}}') == 0
+        expected = replies(inline)
+    assert replies(server) == expected
+    for kind in ("input", "output"):
+        assert metric(server, f'shm_slots{{kind="{kind}",model="{MODEL}",state="used"}}') == 0
+        assert metric(server, f'shm_slots{{kind="{kind}",model="{MODEL}",state="quarantined"}}') == 0
+
+
+def test_a_killed_worker_and_a_killed_gateway_leave_no_slot_and_no_file(archives: Path, tmp_path: Path) -> None:
+    shm = tmp_path / "shm"
+    shm.mkdir()
+    image = read("chelsea.jpg")
+    with served(archives, tmp_path, MODEL, MOBILEVISION_SHM_DIR=str(shm)) as server:
+        with VisionClient(server.grpc) as client:
+            client.classify(image)
+            next(p for p in server.descendants() if "model_service_worker" in " ".join(p.cmdline())).kill()
+            deadline = time.monotonic() + 90
+            while True:
+                try:
+                    client.classify(image, timeout_seconds=10)
+                    break
+                except CallFailed:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
+            for kind in ("input", "output"):
+                for state in ("used", "quarantined"):
+                    assert metric(server, f'shm_slots{{kind="{kind}",model="{MODEL}",state="{state}"}}') == 0
+        [left] = shm.iterdir()
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait()
+    assert left.is_dir()
+    (tmp_path / "ready.json").unlink()
+    with served(archives, tmp_path, MODEL, MOBILEVISION_SHM_DIR=str(shm)) as server:
+        assert not left.exists()
+        assert len(list(shm.iterdir())) == 1
+        with VisionClient(server.grpc) as client:
+            client.classify(image)
+        assert server.stop() == 0
+    assert list(shm.iterdir()) == []
