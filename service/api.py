@@ -8,6 +8,7 @@ from grpc import aio
 
 from model_store.card import Card, Task
 from service.catalog import Catalog
+from service.errors import FieldOutOfRange
 from service.health import Health
 from service.interceptors import current_record
 from service.pb.mobilevision.v1 import vision_pb2, vision_pb2_grpc
@@ -22,6 +23,7 @@ from service.results import (
     detect_response,
     segment_response,
 )
+from service.work import Priority
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -29,6 +31,11 @@ _TASKS = {
     Task.CLASSIFY: vision_pb2.TASK_CLASSIFY,
     Task.DETECT: vision_pb2.TASK_DETECT,
     Task.SEGMENT: vision_pb2.TASK_SEGMENT,
+}
+_PRIORITIES: dict[int, Priority] = {
+    vision_pb2.PRIORITY_UNSPECIFIED: Priority.INTERACTIVE,
+    vision_pb2.PRIORITY_INTERACTIVE: Priority.INTERACTIVE,
+    vision_pb2.PRIORITY_BATCH: Priority.BATCH,
 }
 
 
@@ -95,7 +102,15 @@ class VisionApi(vision_pb2_grpc.VisionServiceServicer):
         remaining = context.time_remaining()
         seconds = self._default_deadline_seconds if remaining is None else remaining
         deadline = asyncio.get_running_loop().time() + seconds
-        return Request(task=task, model=request.model, image=request.image, deadline_seconds=deadline)
+        priority = _PRIORITIES.get(request.priority)
+        if priority is None:
+            raise FieldOutOfRange(
+                f"priority is {request.priority}; this server knows 1 (interactive) and 2 (batch)",
+                metadata={"field": "priority"},
+            )
+        return Request(
+            task=task, model=request.model, image=request.image, deadline_seconds=deadline, priority=priority
+        )
 
     def _model(self, card: Card) -> vision_pb2.Model:
         return vision_pb2.Model(

@@ -17,6 +17,7 @@
     │   └── Cancelled                    CANCELLED
     ├── CapacityError                    RESOURCE_EXHAUSTED: there is more work than room, retry later
     │   ├── QueueFull
+    │   ├── DeadlineUnreachable
     │   └── TooManyRequests
     ├── UnavailableError                 UNAVAILABLE: something of ours is down, another replica may answer
     │   ├── ModelNotReady
@@ -156,6 +157,12 @@ class QueueFull(CapacityError):
     """The model's queue has no place left."""
 
     reason = "QUEUE_FULL"
+
+
+class DeadlineUnreachable(CapacityError):
+    """No answer is possible before the deadline, which has not passed yet."""
+
+    reason = "DEADLINE_UNREACHABLE"
 
 
 class TooManyRequests(CapacityError):

@@ -50,7 +50,17 @@ class Metrics:
             "mobilevision_batch_size", "Pictures per batch.", ["model"], registry=registry, buckets=_BATCH
         )
         self._dispatch = counter(
-            "dispatch", "Batches sent: full, or all that waited when a slot fell idle.", "model", "reason"
+            "dispatch",
+            "Batches sent: full, all that waited when a slot fell idle, or kept smaller to meet a deadline.",
+            "model",
+            "reason",
+        )
+        self._predicted = seconds("predicted_batch_seconds", "Time predicted for a batch when it was sent.", "model")
+        self._prediction_error = seconds(
+            "prediction_error_seconds", "Difference between predicted and real time of a batch, either way.", "model"
+        )
+        self._refused_late = counter(
+            "refused_late", "Requests accepted and then refused: batches took longer than predicted.", "model"
         )
         self._retried = counter("batches_retried", "Batches sent a second time after their worker died.", "model")
         self._queue_length = gauge("queue_length", "Pictures waiting.", "model")
@@ -98,7 +108,8 @@ class Metrics:
         self._worker_count.labels(name).set(0)
         self._retried.labels(name)
         self._deadline_missed.labels(name)
-        for reason in ("idle", "full"):
+        self._refused_late.labels(name)
+        for reason in ("idle", "full", "deadline"):
             self._dispatch.labels(name, reason)
 
     def watch_shared_memory(
@@ -146,9 +157,19 @@ class Metrics:
                 self._stages.labels(model, stage).observe(spent_seconds)
 
     def batch_dispatched(self, model: str, *, size: int, reason: str) -> None:
-        """Record a batch leaving the queue; `reason` is `idle` or `full`."""
+        """Record a batch leaving the queue; `reason` is `idle`, `full` or `deadline`."""
         self._batch_size.labels(model).observe(size)
         self._dispatch.labels(model, reason).inc()
+
+    def batch_answered(self, model: str, *, predicted_seconds: float, spent_seconds: float) -> None:
+        """Record how well a batch's time was foreseen. The first batch of a model has no prediction."""
+        if predicted_seconds:
+            self._predicted.labels(model).observe(predicted_seconds)
+            self._prediction_error.labels(model).observe(abs(spent_seconds - predicted_seconds))
+
+    def refused_late(self, model: str) -> None:
+        """Count a request that was accepted and then refused."""
+        self._refused_late.labels(model).inc()
 
     def batch_retried(self, model: str) -> None:
         """Count a batch sent again."""

@@ -18,7 +18,7 @@ from service.catalog import Catalog
 from service.decode import Decoder
 from service.errors import DeadlineExceeded, ModelNotReady, ShuttingDown, TooManyRequests
 from service.health import Health
-from service.work import Decoded, Job, Record, Row
+from service.work import Decoded, Job, Priority, Record, Row
 
 Reply = TypeVar("Reply")
 
@@ -31,6 +31,7 @@ class Request:
     model: str
     image: bytes
     deadline_seconds: float
+    priority: Priority = Priority.INTERACTIVE
 
 
 class Pipeline:
@@ -79,8 +80,7 @@ class Pipeline:
                 metadata={"model": card.name},
                 retry_after_seconds=self._retry_after_seconds,
             )
-        if request.deadline_seconds <= asyncio.get_running_loop().time():
-            raise DeadlineExceeded("the deadline passed before the server saw the request")
+        self._batchers[card.name].check(request.deadline_seconds, request.priority)
         self.inflight += 1
         self._idle.clear()
         try:
@@ -105,6 +105,7 @@ class Pipeline:
     ) -> Reply:
         loop = asyncio.get_running_loop()
         started = loop.time()
+        batcher = self._batchers[card.name]
         with self._carriers[card.name].lend() as lease:
             decoded = await self._decoder.decode(
                 request.image,
@@ -115,12 +116,13 @@ class Pipeline:
             )
             submitted = loop.time()
             record.stage_seconds["decode"] = submitted - started
-            row = await self._batchers[card.name].submit(
+            row = await batcher.submit(
                 Job(
                     request_id=record.request_id,
                     pixels=decoded.pixels,
                     deadline_seconds=request.deadline_seconds,
                     submitted_seconds=submitted,
+                    priority=request.priority,
                     lease=lease,
                 )
             )
@@ -131,4 +133,5 @@ class Pipeline:
         answered = loop.time()
         reply = await loop.run_in_executor(self._render_pool, render, card, decoded, row)
         record.stage_seconds["results"] = loop.time() - answered
+        batcher.observe_rendering(record.stage_seconds["results"])
         return reply

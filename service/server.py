@@ -197,7 +197,7 @@ class Gateway:
         settings = self._settings
         if not settings.shm_megabytes:
             return {}
-        batches = settings.workers_per_model
+        batches = settings.workers_per_model * settings.batches_per_worker
         wanted = {}
         for card in catalog.cards:
             max_batch = min(settings.max_batch, card.max_batch)
@@ -229,18 +229,24 @@ class Gateway:
         dispatcher = Dispatcher(
             card=card,
             carrier=self._carriers[name],
-            batch_timeout_seconds=settings.batch_timeout_seconds,
+            # A batch may wait at its worker for those sent before it.
+            batch_timeout_seconds=settings.batch_timeout_seconds * settings.batches_per_worker,
             clock=clock,
             on_retry=lambda: metrics.batch_retried(name),
             on_trouble=self.health.suspect,
         )
         batcher = Batcher(
             max_batch=min(settings.max_batch, card.max_batch),
-            slots=settings.workers_per_model,
+            workers=settings.workers_per_model,
+            batches_per_worker=settings.batches_per_worker,
             max_queue=settings.max_queue,
             run_batch=dispatcher.run,
             clock=clock,
             on_dispatch=lambda size, reason: metrics.batch_dispatched(name, size=size, reason=reason),
+            on_batch=lambda predicted, spent: metrics.batch_answered(
+                name, predicted_seconds=predicted, spent_seconds=spent
+            ),
+            on_late_refusal=lambda: metrics.refused_late(name),
         )
         metrics.add_model(card, queue_length=lambda: batcher.queue_length, queue_age=batcher.queue_age_seconds)
         return batcher

@@ -68,7 +68,9 @@ class Settings(BaseSettings):
     max_inflight_requests: int = Field(
         default=512, ge=1, le=100_000, description="Inference requests in work at once; more are refused."
     )
-    max_queue: int = Field(default=128, ge=1, le=100_000, description="Pictures waiting per model; more are refused.")
+    max_queue: int = Field(
+        default=128, ge=1, le=100_000, description="Pictures waiting per model and priority; more are refused."
+    )
     max_batch: int = Field(default=16, ge=1, le=64, description="Most pictures in one batch (the card may say less).")
     batch_timeout_seconds: float = Field(
         default=30.0, gt=0, le=3600, description="Longest wait for one batch before its worker counts as stuck."
@@ -78,6 +80,13 @@ class Settings(BaseSettings):
     )
 
     workers_per_model: int = Field(default=1, ge=1, le=64, description="TorchServe workers per model (embedded).")
+    batches_per_worker: int = Field(
+        default=2,
+        ge=1,
+        le=8,
+        description="Batches sent per worker, the one in work included. 2: the next one is there when a worker ends "
+        "one. 1: smaller waits for urgent pictures, idle moments between batches.",
+    )
     worker_threads: int = Field(default=0, ge=0, le=256, description="Torch threads per worker. 0: one per core.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Number type of the models. auto: the fastest the hardware supports natively."

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 from handlers.frame import Array
 from service.slots import Lease
@@ -36,6 +37,13 @@ class Decoded:
     format: str
 
 
+class Priority(Enum):
+    """Who goes first when work waits. BATCH yields, with a guaranteed share (`plan`)."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One picture waiting for a batch. Deadline and submission are readings of the injected clock.
@@ -47,6 +55,7 @@ class Job:
     pixels: Array
     deadline_seconds: float
     submitted_seconds: float
+    priority: Priority = Priority.INTERACTIVE
     lease: Lease | None = None
 
 

@@ -123,11 +123,12 @@ class VisionClient:
         *,
         model: str = "",
         top_k: int | None = None,
+        priority: vision_pb2.Priority.ValueType = vision_pb2.PRIORITY_UNSPECIFIED,
         timeout_seconds: float | None = None,
         request_id: str | None = None,
     ) -> Result[vision_pb2.ClassifyResponse]:
         """Labels for the whole picture. Options left out take the server's defaults. Raises `CallFailed`."""
-        request = vision_pb2.ClassifyRequest(model=model, image=_bytes_of(image), top_k=top_k)
+        request = vision_pb2.ClassifyRequest(model=model, image=_bytes_of(image), top_k=top_k, priority=priority)
         return self._call(self._stub.Classify, request, timeout_seconds, request_id)
 
     def detect(
@@ -137,12 +138,17 @@ class VisionClient:
         model: str = "",
         score_threshold: float | None = None,
         max_detections: int | None = None,
+        priority: vision_pb2.Priority.ValueType = vision_pb2.PRIORITY_UNSPECIFIED,
         timeout_seconds: float | None = None,
         request_id: str | None = None,
     ) -> Result[vision_pb2.DetectResponse]:
         """Boxes in the picture's pixels. Options left out take the server's defaults. Raises `CallFailed`."""
         request = vision_pb2.DetectRequest(
-            model=model, image=_bytes_of(image), score_threshold=score_threshold, max_detections=max_detections
+            model=model,
+            image=_bytes_of(image),
+            score_threshold=score_threshold,
+            max_detections=max_detections,
+            priority=priority,
         )
         return self._call(self._stub.Detect, request, timeout_seconds, request_id)
 
@@ -153,12 +159,17 @@ class VisionClient:
         model: str = "",
         mask_encoding: vision_pb2.MaskEncoding.ValueType = vision_pb2.MASK_ENCODING_UNSPECIFIED,
         include_confidence: bool = False,
+        priority: vision_pb2.Priority.ValueType = vision_pb2.PRIORITY_UNSPECIFIED,
         timeout_seconds: float | None = None,
         request_id: str | None = None,
     ) -> Result[vision_pb2.SegmentResponse]:
         """A class for every pixel. Options left out take the server's defaults. Raises `CallFailed`."""
         request = vision_pb2.SegmentRequest(
-            model=model, image=_bytes_of(image), mask_encoding=mask_encoding, include_confidence=include_confidence
+            model=model,
+            image=_bytes_of(image),
+            mask_encoding=mask_encoding,
+            include_confidence=include_confidence,
+            priority=priority,
         )
         return self._call(self._stub.Segment, request, timeout_seconds, request_id)
 

@@ -39,6 +39,13 @@ Out = Annotated[
 Timeout = Annotated[float, typer.Option("--timeout", min=0.001, help="Deadline of each call, seconds.")]
 
 
+class Priority(StrEnum):
+    """Priorities by the names the command line uses."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
 class Encoding(StrEnum):
     """Mask encodings by the names the command line uses."""
 
@@ -51,6 +58,15 @@ _ENCODINGS = {
     Encoding.RLE: vision_pb2.MASK_ENCODING_COCO_RLE,
 }
 
+_PRIORITIES = {
+    Priority.INTERACTIVE: vision_pb2.PRIORITY_INTERACTIVE,
+    Priority.BATCH: vision_pb2.PRIORITY_BATCH,
+}
+
+AsPriority = Annotated[
+    Priority, typer.Option("--priority", help="batch: bulk work, lets interactive calls of others go first.")
+]
+
 
 def classify(
     images: Images,
@@ -59,12 +75,13 @@ def classify(
     as_json: AsJson = False,
     out: Out = None,
     timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
+    priority: AsPriority = Priority.INTERACTIVE,
     top_k: Annotated[int | None, typer.Option("--top-k", min=1, max=100, help="Labels to show [5].")] = None,
 ) -> None:
     """Say what pictures show: the best labels with probabilities."""
 
     def call(client: VisionClient, image: bytes) -> Result[vision_pb2.ClassifyResponse]:
-        return client.classify(image, model=model, top_k=top_k)
+        return client.classify(image, model=model, top_k=top_k, priority=_PRIORITIES[priority])
 
     _run(call, images, server=server, as_json=as_json, out=out, timeout_seconds=timeout)
 
@@ -76,6 +93,7 @@ def detect(
     as_json: AsJson = False,
     out: Out = None,
     timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
+    priority: AsPriority = Priority.INTERACTIVE,
     threshold: Annotated[
         float | None, typer.Option("--threshold", min=0.0, max=1.0, help="Leave lower scores out [0.3].")
     ] = None,
@@ -84,7 +102,9 @@ def detect(
     """Find objects in pictures: boxes in pixels, with labels and scores."""
 
     def call(client: VisionClient, image: bytes) -> Result[vision_pb2.DetectResponse]:
-        return client.detect(image, model=model, score_threshold=threshold, max_detections=most)
+        return client.detect(
+            image, model=model, score_threshold=threshold, max_detections=most, priority=_PRIORITIES[priority]
+        )
 
     _run(call, images, server=server, as_json=as_json, out=out, timeout_seconds=timeout)
 
@@ -96,6 +116,7 @@ def segment(
     as_json: AsJson = False,
     out: Out = None,
     timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
+    priority: AsPriority = Priority.INTERACTIVE,
     encoding: Annotated[
         Encoding, typer.Option("--encoding", help="Mask encoding in --json; only png can be drawn by --out.")
     ] = Encoding.PNG,
@@ -105,7 +126,7 @@ def segment(
         raise typer.BadParameter("only --encoding png can be drawn by --out")
 
     def call(client: VisionClient, image: bytes) -> Result[vision_pb2.SegmentResponse]:
-        return client.segment(image, model=model, mask_encoding=_ENCODINGS[encoding])
+        return client.segment(image, model=model, mask_encoding=_ENCODINGS[encoding], priority=_PRIORITIES[priority])
 
     _run(call, images, server=server, as_json=as_json, out=out, timeout_seconds=timeout)
 

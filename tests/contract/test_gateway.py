@@ -148,6 +148,7 @@ async def test_every_option_out_of_range_is_refused_before_any_work(running: Run
         (calls.Detect(vision_pb2.DetectRequest(image=IMAGE, max_detections=0)), "max_detections"),
         (calls.Detect(vision_pb2.DetectRequest(image=IMAGE, max_detections=201)), "max_detections"),
         (calls.Segment(vision_pb2.SegmentRequest(image=IMAGE, mask_encoding=99)), "mask_encoding"),
+        (calls.Classify(vision_pb2.ClassifyRequest(image=IMAGE, priority=99)), "priority"),
     ):
         code, reason, info, _ = await failure(call)
         assert (code, reason, info.metadata["field"]) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_OUT_OF_RANGE", field)
@@ -195,7 +196,7 @@ async def _true(value: object) -> bool:
 
 
 async def test_a_full_queue_is_refused_with_a_time_to_retry() -> None:
-    async with running_gateway(max_batch=1, max_queue=1) as running:
+    async with running_gateway(max_batch=1, max_queue=1, batches_per_worker=1) as running:
         running.backend.gate = asyncio.Event()
         calls = [stub(running).Classify(vision_pb2.ClassifyRequest(image=IMAGE)) for _ in range(6)]
         outcomes = asyncio.gather(*(_reply(call) for call in calls), return_exceptions=True)
@@ -209,6 +210,54 @@ async def test_a_full_queue_is_refused_with_a_time_to_retry() -> None:
             assert (error.code(), info.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
             assert retry is not None
             assert retry.retry_delay.ToTimedelta().total_seconds() > 0
+
+
+async def test_a_deadline_out_of_reach_is_refused_before_decoding_with_a_time_to_retry() -> None:
+    async with running_gateway(max_batch=1, batches_per_worker=1) as running:
+        for _ in range(3):  # the gateway learns that a batch takes a moment
+            await stub(running).Classify(vision_pb2.ClassifyRequest(image=IMAGE))
+        running.backend.gate = asyncio.Event()
+        busy = asyncio.ensure_future(_reply(stub(running).Classify(vision_pb2.ClassifyRequest(image=IMAGE))))
+        await until(lambda: _true(len(running.backend.batch_sizes) == 4))
+        await asyncio.sleep(2.0)  # long overdue: at least as long again is expected
+        broken = vision_pb2.ClassifyRequest(image=b"never looked at")
+        code, reason, info, retry = await failure(stub(running).Classify(broken, timeout=1.0))
+        assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "DEADLINE_UNREACHABLE")
+        assert float(info.metadata["needed_seconds"]) > 1.5
+        assert retry is not None
+        running.backend.gate.set()
+        await busy
+        page = running.metrics.page().decode()
+        assert 'mobilevision_rejected_total{reason="DEADLINE_UNREACHABLE"} 1.0' in page
+        assert 'mobilevision_predicted_batch_seconds_count{model="toy_classify"} 3.0' in page
+        assert 'mobilevision_refused_late_total{model="toy_classify"} 0.0' in page
+
+
+async def test_bulk_work_lets_interactive_work_go_first() -> None:
+    async with running_gateway(max_batch=1, batches_per_worker=1) as running:
+        running.backend.gate = asyncio.Event()
+        ended: list[str] = []
+
+        async def call(name: str, priority: vision_pb2.Priority.ValueType) -> None:
+            await stub(running).Classify(vision_pb2.ClassifyRequest(image=IMAGE, priority=priority))
+            ended.append(name)
+
+        tasks: list[asyncio.Task[None]] = []
+        for name, priority in (
+            ("busy", vision_pb2.PRIORITY_UNSPECIFIED),
+            ("bulk", vision_pb2.PRIORITY_BATCH),
+            ("interactive", vision_pb2.PRIORITY_INTERACTIVE),
+        ):
+            tasks.append(asyncio.ensure_future(call(name, priority)))
+            waiting = f'queue_length{{model="toy_classify"}} {len(tasks) - 1}.0'
+            await until(
+                lambda waiting=waiting: _true(
+                    running.backend.batch_sizes and waiting in running.metrics.page().decode()
+                )
+            )
+        running.backend.gate.set()
+        await asyncio.gather(*tasks)
+        assert ended == ["busy", "interactive", "bulk"]
 
 
 async def test_more_requests_than_permits_are_refused_before_decoding() -> None:
@@ -233,7 +282,7 @@ async def test_a_deadline_of_one_millisecond_is_exceeded_and_nothing_is_done_in_
 
 
 async def test_a_deadline_that_passes_in_the_queue_starts_no_batch() -> None:
-    async with running_gateway(max_batch=1) as running:
+    async with running_gateway(max_batch=1, batches_per_worker=1) as running:
         running.backend.gate = asyncio.Event()
         first = asyncio.ensure_future(_reply(stub(running).Classify(vision_pb2.ClassifyRequest(image=IMAGE))))
         await until(lambda: _true(running.backend.batch_sizes))
@@ -255,7 +304,7 @@ async def test_a_call_without_a_deadline_gets_the_servers() -> None:
 
 
 async def test_a_caller_that_hangs_up_frees_its_place() -> None:
-    async with running_gateway(max_batch=1) as running:
+    async with running_gateway(max_batch=1, batches_per_worker=1) as running:
         running.backend.gate = asyncio.Event()
         first = asyncio.ensure_future(_reply(stub(running).Classify(vision_pb2.ClassifyRequest(image=IMAGE))))
         await until(lambda: _true(running.backend.batch_sizes))

@@ -9,24 +9,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.batcher import Batcher
-from service.errors import BackendUnavailable, Bug, DeadlineExceeded, QueueFull, ShuttingDown
-from service.work import BatchResult, Job, Row
+from service.errors import BackendUnavailable, Bug, DeadlineExceeded, DeadlineUnreachable, QueueFull, ShuttingDown
+from service.work import BatchResult, Job, Priority, Row
 
 
 class Bench:
     """A batcher whose batches wait in `running` until `finish` lets the oldest one go."""
 
-    def __init__(self, *, max_batch: int = 4, slots: int = 1, max_queue: int = 100) -> None:
+    def __init__(
+        self, *, max_batch: int = 4, workers: int = 1, batches_per_worker: int = 1, max_queue: int = 100
+    ) -> None:
         self.now = 0.0
         self.running: list[tuple[list[str], asyncio.Future[BatchResult]]] = []
         self.dispatched: list[tuple[int, str]] = []
+        self.foreseen: list[tuple[float, float]] = []
+        self.late_refusals: list[float] = []
         self.batcher = Batcher(
             max_batch=max_batch,
-            slots=slots,
+            workers=workers,
+            batches_per_worker=batches_per_worker,
             max_queue=max_queue,
             run_batch=self._run,
             clock=lambda: self.now,
             on_dispatch=lambda size, reason: self.dispatched.append((size, reason)),
+            on_batch=lambda predicted, spent: self.foreseen.append((predicted, spent)),
+            on_late_refusal=lambda: self.late_refusals.append(self.now),
         )
 
     async def _run(self, jobs: Sequence[Job]) -> BatchResult:
@@ -34,14 +41,27 @@ class Bench:
         self.running.append(([job.request_id for job in jobs], done))
         return await done
 
-    def submit(self, name: str, *, deadline: float = 100.0) -> asyncio.Task[Row]:
+    def submit(
+        self, name: str, *, deadline: float = 100.0, priority: Priority = Priority.INTERACTIVE
+    ) -> asyncio.Task[Row]:
         job = Job(
             request_id=name,
             pixels=np.zeros((1, 1, 3), np.uint8),
             deadline_seconds=deadline,
             submitted_seconds=self.now,
+            priority=priority,
         )
         return asyncio.ensure_future(self.batcher.submit(job))
+
+    async def learn(self, seconds: float, *, size: int = 1, batches: int = 3) -> None:
+        """Let batches of one size take so long, until the batcher believes it."""
+        for _ in range(batches):
+            answers = [self.submit("lesson", deadline=self.now + 1000) for _ in range(size)]
+            await settle()
+            self.now += seconds
+            await self.finish()
+            await asyncio.gather(*answers)
+        self.dispatched.clear()
 
     async def finish(self, *, error: Exception | None = None, rows: int | None = None) -> list[str]:
         names, done = self.running.pop(0)
@@ -111,7 +131,7 @@ async def test_the_earliest_deadline_goes_first() -> None:
 
 
 async def test_as_many_batches_run_as_there_are_slots() -> None:
-    bench = Bench(max_batch=1, slots=2)
+    bench = Bench(max_batch=1, workers=2)
     answers = [bench.submit(name) for name in "abc"]
     await settle()
     assert len(bench.running) == 2
@@ -184,7 +204,7 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
 
 
 async def test_what_an_idle_slot_can_take_does_not_fill_the_queue() -> None:
-    bench = Bench(max_batch=1, slots=2, max_queue=1)
+    bench = Bench(max_batch=1, workers=2, max_queue=1)
     answers = [bench.submit(name) for name in "abc"]
     await settle()
     for _ in range(3):
@@ -232,9 +252,177 @@ async def test_closing_refuses_what_waits_and_finishes_what_runs() -> None:
         await bench.submit("later")
 
 
+async def test_a_deadline_shorter_than_a_batch_is_refused_and_retrying_is_not_suggested() -> None:
+    bench = Bench()
+    await bench.learn(1.0)
+    with pytest.raises(DeadlineUnreachable, match="allow more time") as refused:
+        bench.batcher.check(bench.now + 0.5)
+    assert refused.value.retry_after_seconds is None
+    assert float(refused.value.metadata["needed_seconds"]) > 1.0
+    with pytest.raises(DeadlineUnreachable):
+        await bench.submit("a", deadline=bench.now + 0.5)
+    bench.batcher.check(bench.now + 2.0)
+    assert bench.batcher.queue_length == 0
+
+
+async def test_what_runs_and_what_waits_count_and_the_refusal_says_when_to_come_back() -> None:
+    bench = Bench(max_batch=1)
+    await bench.learn(1.0)
+    answers = [bench.submit(name, deadline=bench.now + 50) for name in ("runs", "waits")]
+    await settle()
+    bench.now += 0.75
+    with pytest.raises(DeadlineUnreachable, match="retry later") as refused:
+        bench.batcher.check(bench.now + 1.45)  # enough on an idle server
+    assert refused.value.retry_after_seconds is not None
+    assert 0.05 <= refused.value.retry_after_seconds < 1.0
+    bench.batcher.check(bench.now + 10)
+    for _ in range(2):
+        await bench.finish()
+    await asyncio.gather(*answers)
+
+
+async def test_nothing_is_refused_without_evidence() -> None:
+    bench = Bench()
+    bench.batcher.check(0.001)
+    await bench.learn(1.0, batches=2)
+    bench.batcher.check(bench.now + 0.001)
+    await bench.learn(1.0, batches=1)
+    with pytest.raises(DeadlineUnreachable):
+        bench.batcher.check(bench.now + 0.001)
+
+
+async def test_an_idle_worker_tries_again_once_the_evidence_is_old() -> None:
+    bench = Bench()
+    await bench.learn(1.0)
+    bench.now += 2.0
+    answer = bench.submit("a", deadline=bench.now + 0.5)
+    await settle()
+    bench.now += 0.1  # it has become fast meanwhile
+    await bench.finish()
+    assert (await answer).batch_size == 1
+    bench.batcher.check(bench.now + 0.5)
+
+
+async def test_a_batch_is_cut_smaller_for_its_earliest_deadline_and_says_so() -> None:
+    bench = Bench(max_batch=4)
+    for size in (1, 4):
+        await bench.learn(float(size), size=size, batches=10)
+    busy = bench.submit("busy", deadline=bench.now + 100)
+    await settle()
+    answers = [bench.submit("soon", deadline=bench.now + 3.7)]
+    answers += [bench.submit(name, deadline=bench.now + 100) for name in "abcd"]
+    await settle()
+    bench.now += 1.0
+    await bench.finish()
+    assert bench.dispatched[1] == (2, "deadline")
+    assert (await bench.finish())[0] == "soon"
+    await bench.finish()
+    await asyncio.gather(busy, *answers)
+
+
+async def test_a_job_that_became_hopeless_is_refused_before_its_deadline_and_takes_no_slot() -> None:
+    bench = Bench(max_batch=1)
+    await bench.learn(1.0)
+    busy = bench.submit("busy")
+    await settle()
+    late = bench.submit("late", deadline=bench.now + 4.0)
+    await settle()
+    bench.now += 3.5  # the batch before it took far longer than predicted
+    await bench.finish()
+    with pytest.raises(DeadlineUnreachable) as refused:
+        await late
+    assert refused.value.retry_after_seconds is not None
+    assert bench.late_refusals == [bench.now]
+    assert bench.running == []
+    await busy
+
+
+async def test_a_promise_is_not_broken_for_a_more_urgent_newcomer() -> None:
+    bench = Bench(max_batch=1)
+    await bench.learn(1.0)
+    answers = [bench.submit("runs")]
+    await settle()
+    bench.batcher.check(bench.now + 2.5)
+    answers.append(bench.submit("promised", deadline=bench.now + 2.6))
+    await settle()
+    with pytest.raises(DeadlineUnreachable):
+        bench.batcher.check(bench.now + 2.5)
+    for _ in range(2):
+        bench.now += 1.0
+        await bench.finish()
+    await asyncio.gather(*answers)
+
+
+async def test_the_next_batch_waits_at_its_worker_and_that_wait_counts_as_queueing() -> None:
+    bench = Bench(max_batch=1, batches_per_worker=2)
+    first, second, third = bench.submit("1"), bench.submit("2"), bench.submit("3")
+    await settle()
+    assert len(bench.running) == 2
+    bench.now = 2.0
+    assert bench.batcher.oldest_batch_seconds() == 2.0
+    await bench.finish()
+    assert bench.batcher.oldest_batch_seconds() == 0.0  # the second has been with a worker since now
+    bench.now = 3.0
+    await bench.finish()
+    await bench.finish()
+    rows = await asyncio.gather(first, second, third)
+    assert [spent for _, spent in bench.foreseen] == [2.0, 1.0, 0.0]
+    # Of the time the backend reported (0.25 s on the way) no more than that can have been waiting.
+    assert [row.queue_seconds for row in rows] == [0.0, 0.25, 2.25]
+    assert [row.transport_seconds for row in rows] == [0.25, 0.0, 0.0]
+
+
+async def test_interactive_work_goes_first_and_bulk_work_takes_what_is_left() -> None:
+    bench = Bench(max_batch=2)
+    answers = [bench.submit("busy")]
+    await settle()
+    answers += [bench.submit(name, deadline=10, priority=Priority.BATCH) for name in ("x", "y")]
+    answers += [bench.submit(name, deadline=90) for name in "abc"]
+    await settle()
+    assert [await bench.finish() for _ in range(4)] == [["busy"], ["a", "b"], ["c", "x"], ["y"]]
+    await asyncio.gather(*answers)
+
+
+async def test_bulk_work_cannot_fill_the_queue_for_interactive_work() -> None:
+    bench = Bench(max_batch=1, max_queue=1)
+    answers = [bench.submit("busy")]
+    await settle()
+    answers.append(bench.submit("bulk", priority=Priority.BATCH))
+    await settle()
+    with pytest.raises(QueueFull):
+        bench.batcher.check(100.0, Priority.BATCH)
+    answers.append(bench.submit("interactive"))
+    await settle()
+    assert bench.batcher.queue_length == 2
+    assert [await bench.finish() for _ in range(3)] == [["busy"], ["interactive"], ["bulk"]]
+    await asyncio.gather(*answers)
+
+
+async def test_checking_costs_no_place() -> None:
+    bench = Bench(max_queue=1, max_batch=1)
+    await bench.learn(1.0)
+    busy = bench.submit("busy")
+    await settle()
+    for _ in range(3):
+        bench.batcher.check(bench.now + 50)
+    assert bench.batcher.queue_length == 0
+    await bench.finish()
+    await busy
+
+
+async def test_time_for_rendering_is_left() -> None:
+    bench = Bench()
+    await bench.learn(1.0)
+    bench.batcher.check(bench.now + 1.6)
+    for _ in range(200):
+        bench.batcher.observe_rendering(0.5)
+    with pytest.raises(DeadlineUnreachable):
+        bench.batcher.check(bench.now + 1.6)
+
+
 _STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("submit"), st.integers(1, 30)),
+        st.tuples(st.sampled_from(["submit", "bulk"]), st.integers(1, 30)),
         st.tuples(st.just("finish"), st.just(0)),
         st.tuples(st.just("cancel"), st.integers(0, 20)),
         st.tuples(st.just("tick"), st.integers(1, 10)),
@@ -244,20 +432,28 @@ _STEPS = st.lists(
 
 
 @settings(max_examples=200, deadline=None)
-@given(steps=_STEPS, max_batch=st.integers(1, 4), slots=st.integers(1, 3), max_queue=st.integers(1, 8))
+@given(
+    steps=_STEPS,
+    max_batch=st.integers(1, 4),
+    workers=st.integers(1, 3),
+    batches_per_worker=st.integers(1, 2),
+    max_queue=st.integers(1, 8),
+)
 def test_whatever_happens_no_slot_idles_while_work_waits_and_every_caller_is_answered_once(
-    steps: list[tuple[str, int]], max_batch: int, slots: int, max_queue: int
+    steps: list[tuple[str, int]], max_batch: int, workers: int, batches_per_worker: int, max_queue: int
 ) -> None:
     async def play() -> None:
-        bench = Bench(max_batch=max_batch, slots=slots, max_queue=max_queue)
+        slots = workers * batches_per_worker
+        bench = Bench(max_batch=max_batch, workers=workers, batches_per_worker=batches_per_worker, max_queue=max_queue)
         answers: list[asyncio.Task[Row]] = []
         seen: list[str] = []
         deadlines: dict[str, float] = {}
         for action, number in steps:
-            if action == "submit":
+            if action in {"submit", "bulk"}:
                 name = str(len(answers))
                 deadlines[name] = bench.now + number
-                answers.append(bench.submit(name, deadline=bench.now + number))
+                priority = Priority.INTERACTIVE if action == "submit" else Priority.BATCH
+                answers.append(bench.submit(name, deadline=bench.now + number, priority=priority))
             elif action == "finish" and bench.running:
                 await bench.finish()
             elif action == "cancel" and answers:
@@ -267,7 +463,7 @@ def test_whatever_happens_no_slot_idles_while_work_waits_and_every_caller_is_ans
             running_before = {name for names, _ in bench.running for name in names}
             await settle()
             assert len(bench.running) <= slots
-            assert bench.batcher.queue_length <= max_queue
+            assert bench.batcher.queue_length <= 2 * max_queue
             assert bench.batcher.queue_length == 0 or len(bench.running) == slots, "a slot idles while work waits"
             for names, _ in bench.running:
                 assert 1 <= len(names) <= max_batch

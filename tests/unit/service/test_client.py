@@ -99,13 +99,13 @@ def test_options_left_out_are_not_sent(client, servicer):
 
 
 def test_options_are_sent(client, servicer):
-    client.classify(b"p", model="m", top_k=3)
+    client.classify(b"p", model="m", top_k=3, priority=vision_pb2.PRIORITY_BATCH)
     client.detect(b"p", model="m", score_threshold=0.0, max_detections=7)
     client.segment(b"p", model="m", mask_encoding=vision_pb2.MASK_ENCODING_COCO_RLE, include_confidence=True)
     client.list_models(task=vision_pb2.TASK_DETECT)
     client.get_model("m")
     assert servicer.requests == [
-        vision_pb2.ClassifyRequest(model="m", image=b"p", top_k=3),
+        vision_pb2.ClassifyRequest(model="m", image=b"p", top_k=3, priority=vision_pb2.PRIORITY_BATCH),
         vision_pb2.DetectRequest(model="m", image=b"p", score_threshold=0.0, max_detections=7),
         vision_pb2.SegmentRequest(
             model="m", image=b"p", mask_encoding=vision_pb2.MASK_ENCODING_COCO_RLE, include_confidence=True

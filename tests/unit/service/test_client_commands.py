@@ -136,16 +136,17 @@ def test_json_masks(run, picture):
 def test_options_reach_the_server(run, picture, servicer):
     run("classify", picture, "--top-k", 3, "--model", "other")
     run("detect", picture, "--threshold", 0, "--max", 7)
-    run("segment", picture)
+    run("segment", picture, "--priority", "batch")
     image = picture.read_bytes()
+    first, last = vision_pb2.PRIORITY_INTERACTIVE, vision_pb2.PRIORITY_BATCH
     assert servicer.requests == [
-        vision_pb2.ClassifyRequest(model="other", image=image, top_k=3),
-        vision_pb2.DetectRequest(image=image, score_threshold=0, max_detections=7),
-        vision_pb2.SegmentRequest(image=image, mask_encoding=vision_pb2.MASK_ENCODING_PNG),
+        vision_pb2.ClassifyRequest(model="other", image=image, top_k=3, priority=first),
+        vision_pb2.DetectRequest(image=image, score_threshold=0, max_detections=7, priority=first),
+        vision_pb2.SegmentRequest(image=image, mask_encoding=vision_pb2.MASK_ENCODING_PNG, priority=last),
     ]
 
 
-@pytest.mark.parametrize("options", [["--top-k", 0], ["--top-k", 101], ["--timeout", 0]])
+@pytest.mark.parametrize("options", [["--top-k", 0], ["--top-k", 101], ["--timeout", 0], ["--priority", "vip"]])
 def test_options_out_of_range_are_refused_before_any_call(run, picture, servicer, options):
     assert run("classify", picture, *options).exit_code == 2
     assert servicer.requests == []

@@ -9,8 +9,9 @@ Conventions of every call:
    applies the EXIF orientation, converts every colour mode to RGB, and resizes as the model needs.
  * Every coordinate in a reply is in pixels of the upright picture: x grows to the right from 0 at the left edge to
    `Picture.width` at the right edge, y downwards from 0 to `Picture.height`.
- * The deadline of the call is honoured: a request that cannot be answered in time is refused or dropped before
-   it costs work, with DEADLINE_EXCEEDED.
+ * The deadline of the call is honoured: a request that cannot be answered in time, given what the server has learned
+   about its speed and what waits already, is refused before it costs work, with RESOURCE_EXHAUSTED (reason
+   DEADLINE_UNREACHABLE); one whose deadline has passed ends with DEADLINE_EXCEEDED.
  * Request metadata `x-request-id` (1 to 128 printable ASCII characters) is echoed and logged; without it the server makes one.
  * Trailing metadata of every answered call: `x-request-id`; and of the three inference calls `server-timing` (W3C
    syntax, milliseconds: decode, queue, transport, inference, results), and `mobilevision-batch-size` (how many
@@ -95,6 +96,34 @@ WEIGHTS_STATE_CUSTOM: WeightsState.ValueType  # 4
 """Any other checkpoint: trained by the operator or somebody else, on what only they know."""
 Global___WeightsState: _TypeAlias = WeightsState  # noqa: Y015
 
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """Not set: interactive."""
+    PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
+    """Somebody waits for the answer: earliest deadline first."""
+    PRIORITY_BATCH: _Priority.ValueType  # 2
+    """Bulk work with a long deadline: takes what interactive pictures leave over, and at least one of every eight places in
+    batches while it waits, earliest deadline first. Refused later, even after it waited, if that is not enough.
+    """
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """Who goes first when more pictures wait than fit a batch."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""Not set: interactive."""
+PRIORITY_INTERACTIVE: Priority.ValueType  # 1
+"""Somebody waits for the answer: earliest deadline first."""
+PRIORITY_BATCH: Priority.ValueType  # 2
+"""Bulk work with a long deadline: takes what interactive pictures leave over, and at least one of every eight places in
+batches while it waits, earliest deadline first. Refused later, even after it waited, if that is not enough.
+"""
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
 class _MaskEncoding:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -167,6 +196,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INTERNAL: a bug in the server; its log has more under the request id."""
     ERROR_REASON_CANCELLED: _ErrorReason.ValueType  # 20
     """CANCELLED: the caller went away."""
+    ERROR_REASON_DEADLINE_UNREACHABLE: _ErrorReason.ValueType  # 21
+    """RESOURCE_EXHAUSTED: the deadline has not passed, but no answer is possible before it; metadata `needed_seconds` (how
+    much time a call would need now). Retry after `RetryInfo.retry_delay`; without it even an idle server would take
+    too long: allow more time.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. `google.rpc.ErrorInfo.reason` holds the name without the prefix ERROR_REASON_."""
@@ -213,6 +247,11 @@ ERROR_REASON_BUG: ErrorReason.ValueType  # 19
 """INTERNAL: a bug in the server; its log has more under the request id."""
 ERROR_REASON_CANCELLED: ErrorReason.ValueType  # 20
 """CANCELLED: the caller went away."""
+ERROR_REASON_DEADLINE_UNREACHABLE: ErrorReason.ValueType  # 21
+"""RESOURCE_EXHAUSTED: the deadline has not passed, but no answer is possible before it; metadata `needed_seconds` (how
+much time a call would need now). Retry after `RetryInfo.retry_delay`; without it even an idle server would take
+too long: allow more time.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
@@ -224,22 +263,26 @@ class ClassifyRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of a classification model as in `ListModels`. Empty: the server's default for classification."""
     image: _builtins.bytes
     """The encoded picture. Required."""
     top_k: _builtins.int
     """How many labels to return, 1 to 100 (fewer where the model has fewer classes). Unset: 5."""
+    priority: Global___Priority.ValueType
+    """Who goes first when pictures wait. Unset: interactive."""
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         image: _builtins.bytes = ...,
         top_k: _builtins.int | None = ...,
+        priority: Global___Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "image", b"image", "model", b"model", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "image", b"image", "model", b"model", "priority", b"priority", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
@@ -293,6 +336,7 @@ class DetectRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     SCORE_THRESHOLD_FIELD_NUMBER: _builtins.int
     MAX_DETECTIONS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of a detection model as in `ListModels`. Empty: the server's default for detection."""
     image: _builtins.bytes
@@ -301,6 +345,8 @@ class DetectRequest(_message.Message):
     """Detections with a lower score are left out, 0 to 1. Unset: 0.3. Models drop scores below 0.01 themselves."""
     max_detections: _builtins.int
     """At most so many detections are returned, 1 to 200. Unset: 100."""
+    priority: Global___Priority.ValueType
+    """Who goes first when pictures wait. Unset: interactive."""
     def __init__(
         self,
         *,
@@ -308,10 +354,11 @@ class DetectRequest(_message.Message):
         image: _builtins.bytes = ...,
         score_threshold: _builtins.float | None = ...,
         max_detections: _builtins.int | None = ...,
+        priority: Global___Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections", "_score_threshold", b"_score_threshold", "max_detections", b"max_detections", "score_threshold", b"score_threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections", "_score_threshold", b"_score_threshold", "image", b"image", "max_detections", b"max_detections", "model", b"model", "score_threshold", b"score_threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections", "_score_threshold", b"_score_threshold", "image", b"image", "max_detections", b"max_detections", "model", b"model", "priority", b"priority", "score_threshold", b"score_threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_detections: _TypeAlias = _typing.Literal["max_detections"]  # noqa: Y015
     _WhichOneofArgType__max_detections: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections"]  # noqa: Y015
@@ -370,6 +417,7 @@ class SegmentRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     MASK_ENCODING_FIELD_NUMBER: _builtins.int
     INCLUDE_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of a segmentation model as in `ListModels`. Empty: the server's default for segmentation."""
     image: _builtins.bytes
@@ -378,6 +426,8 @@ class SegmentRequest(_message.Message):
     """How to encode the mask. Unset: PNG."""
     include_confidence: _builtins.bool
     """Whether to return the probability of the winning class at every pixel as well."""
+    priority: Global___Priority.ValueType
+    """Who goes first when pictures wait. Unset: interactive."""
     def __init__(
         self,
         *,
@@ -385,10 +435,11 @@ class SegmentRequest(_message.Message):
         image: _builtins.bytes = ...,
         mask_encoding: Global___MaskEncoding.ValueType = ...,
         include_confidence: _builtins.bool = ...,
+        priority: Global___Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "include_confidence", b"include_confidence", "mask_encoding", b"mask_encoding", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "include_confidence", b"include_confidence", "mask_encoding", b"mask_encoding", "model", b"model", "priority", b"priority"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,8 +9,9 @@ Conventions of every call:
    applies the EXIF orientation, converts every colour mode to RGB, and resizes as the model needs.
  * Every coordinate in a reply is in pixels of the upright picture: x grows to the right from 0 at the left edge to
    `Picture.width` at the right edge, y downwards from 0 to `Picture.height`.
- * The deadline of the call is honoured: a request that cannot be answered in time is refused or dropped before
-   it costs work, with DEADLINE_EXCEEDED.
+ * The deadline of the call is honoured: a request that cannot be answered in time, given what the server has learned
+   about its speed and what waits already, is refused before it costs work, with RESOURCE_EXHAUSTED (reason
+   DEADLINE_UNREACHABLE); one whose deadline has passed ends with DEADLINE_EXCEEDED.
  * Request metadata `x-request-id` (1 to 128 printable ASCII characters) is echoed and logged; without it the server makes one.
  * Trailing metadata of every answered call: `x-request-id`; and of the three inference calls `server-timing` (W3C
    syntax, milliseconds: decode, queue, transport, inference, results), and `mobilevision-batch-size` (how many
