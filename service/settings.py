@@ -77,8 +77,19 @@ class Settings(BaseSettings):
         default=0, ge=0, le=256, description="Threads that decode pictures and encode masks. 0: one per core."
     )
 
-    workers_per_model: int = Field(default=1, ge=1, le=64, description="TorchServe workers per model (embedded).")
-    worker_threads: int = Field(default=0, ge=0, le=256, description="Torch threads per worker. 0: one per core.")
+    workers_per_model: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="TorchServe workers per model. 0: two per GPU, else the cores shared among the models, one worker "
+        "per GiB of memory at most; 1 for a TorchServe started elsewhere.",
+    )
+    worker_threads: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="Torch threads per worker. 0: as many as let one model's workers use every core.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Number type of the models. auto: the fastest the hardware supports natively."
     )
