@@ -8,18 +8,19 @@ The only file beside `service/settings.py` that reads the environment (see `Runt
 import hashlib
 import json
 import logging
-import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+from handlers import graphs
+from handlers.execution import Array, Bucketed, Direct, Execution, Module, Rows, bucket_sizes
+from handlers.hardware import cpu_has_fast_bfloat16, usable_cores
+
 WARMUP_ROUNDS = 3
 # On a CPU the compilation comes with the first two calls, whatever their size; the first call at a size not warmed
 # stays under 3 times its median (tests/unit/handlers/test_runtime.py), so the large sizes, which would take a minute
@@ -27,8 +28,6 @@ WARMUP_ROUNDS = 3
 CPU_WARMUP_BATCHES = (1, 2, 3)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +42,10 @@ class BatchError(ValueError):
 
 class ModuleRunError(RuntimeError):
     """The module itself raised on a batch that fits its card."""
+
+
+class DeviceLost(RuntimeError):
+    """The GPU does not answer this process any more; only a new process can use it again."""
 
 
 @dataclass(frozen=True)
@@ -105,37 +108,6 @@ class RuntimeOptions:
         return cls(dtype=dtype, threads=int(threads) if threads else None, shm_dir=Path(shm_dir) if shm_dir else None)
 
 
-def cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """CPU limit of this container in cores, cgroup v2 or v1; infinite where there is none."""
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-        return math.inf if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass  # not version 2, or its root group, which has no limit file
-    try:
-        quota_us = int((root / "cpu" / "cpu.cfs_quota_us").read_text())
-        period_us = int((root / "cpu" / "cpu.cfs_period_us").read_text())
-        return math.inf if quota_us <= 0 else quota_us / period_us
-    except (OSError, ValueError):
-        return math.inf
-
-
-def usable_cores() -> int:
-    """Cores this process may really use: its affinity mask, cut by the container's CPU limit; at least 1."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return max(1, min(allowed, math.floor(cgroup_cores())) if cgroup_cores() != math.inf else allowed)
-
-
-def cpu_has_fast_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware (AMX or AVX512-BF16); emulated it is slower than float32."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        return False
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return "amx_bf16" in flags or "avx512_bf16" in flags
-
-
 def choose_dtype(requested: str, device: torch.device) -> torch.dtype:
     """The dtype to compute in: as requested, or the fastest this device does in hardware."""
     if requested != "auto":
@@ -163,26 +135,13 @@ def settle_executor() -> None:
 
 
 class Runner:
-    """A loaded, frozen module. `run` is for one thread; a worker process has one Runner."""
+    """A loaded module and the way it is executed. `run` is for one thread; a worker process has one Runner."""
 
-    def __init__(
-        self,
-        module: torch.jit.ScriptModule,
-        spec: ModuleSpec,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        pad_to_bucket: bool,
-    ) -> None:
-        settle_executor()
+    def __init__(self, spec: ModuleSpec, execution: Execution, *, device: torch.device, dtype: torch.dtype) -> None:
         self.spec = spec
         self.device = device
         self.dtype_name = str(dtype).removeprefix("torch.")
-        self._pad_to_bucket = pad_to_bucket
-        moved = module.eval().to(device=device, dtype=dtype)
-        # torch's annotations of Module.to leave memory_format out
-        moved = moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._module = torch.jit.freeze(moved)
+        self._execution = execution
 
     def warm_up(self, batches: tuple[int, ...]) -> float:
         """Run each batch size three times on an empty picture; seconds taken. Raises if outputs break the card."""
@@ -196,66 +155,71 @@ class Runner:
                     raise RuntimeLoadError(f"the module does not do what its card says: {error}") from error
         return time.perf_counter() - started
 
-    def run(self, pixels: Array | Sequence[Array]) -> dict[str, Array]:
-        """uint8 [N, H, W, 3] RGB -> the card's outputs, N rows each. Raises `BatchError`, `ModuleRunError`.
+    def run(self, rows: Rows) -> dict[str, Array]:
+        """uint8 RGB, [N, H, W, 3] or N times [H, W, 3] -> the card's outputs, N rows each, valid until the next run.
 
-        A list of N rows [H, W, 3], which may lie anywhere, is gathered straight into what is fed to the module.
+        Raises `BatchError`, `ModuleRunError`, and `DeviceLost` after which no other run can succeed.
         """
-        spec = self.spec
-        picture = (spec.height_px, spec.width_px, 3)
-        for row in pixels:
-            if row.dtype != np.uint8 or row.shape != picture:
-                raise BatchError(
-                    f"the module takes uint8 [N, {spec.height_px}, {spec.width_px}, 3], not {row.dtype} "
-                    f"[N, {', '.join(map(str, row.shape))}]"
-                )
-        rows = len(pixels)
-        if not 1 <= rows <= spec.max_batch:
-            raise BatchError(f"the batch has {rows} rows; this archive takes 1 to {spec.max_batch}")
-        fed = self._padded(pixels)
+        self._check(rows)
         try:
             with torch.inference_mode():
-                results = self._module(torch.from_numpy(fed).to(self.device, non_blocking=True))
+                tensors = self._execution.run(rows)
         except (RuntimeError, torch.jit.Error) as error:
-            # TorchScript's message ends with the module's own words; the lines before are its traceback.
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise ModuleRunError(f"the module failed: {lines[-1].strip()}") from error
-        tensors = (results,) if isinstance(results, torch.Tensor) else tuple(results)
+            if self.device.type == "cuda" and not graphs.context_works(self.device):
+                raise DeviceLost(f"{self.device} does not answer this process any more: {_last_line(error)}") from error
+            raise ModuleRunError(f"the module failed: {_last_line(error)}") from error
+        spec = self.spec
         if len(tensors) != len(spec.outputs):
             raise BatchError(f"the module returned {len(tensors)} tensors; its card declares {len(spec.outputs)}")
         answer: dict[str, Array] = {}
         for declared, tensor in zip(spec.outputs, tensors, strict=True):
-            array = tensor.cpu().numpy()
-            if array.dtype.name != declared.dtype or array.shape != (fed.shape[0], *declared.shape):
+            array: Array = tensor.numpy()
+            if array.dtype.name != declared.dtype or array.shape[1:] != declared.shape or len(array) < len(rows):
                 raise BatchError(
                     f"output {declared.name!r} is {array.dtype.name} {list(array.shape)}; its card declares "
                     f"{declared.dtype} [N, {', '.join(map(str, declared.shape))}]"
                 )
-            answer[declared.name] = array[:rows]
+            answer[declared.name] = array[: len(rows)]
         return answer
 
-    def _padded(self, pixels: Array | Sequence[Array]) -> Array:
-        rows = len(pixels)
-        size = next((b for b in self.buckets if b >= rows), rows) if self._pad_to_bucket else rows
-        if size == rows and isinstance(pixels, np.ndarray) and pixels.flags.writeable:
-            return np.ascontiguousarray(pixels)
-        padded = self._staging(size)
-        # torch warns about memory it may not write; TorchServe's buffers are writable, so this copy is rare.
-        np.stack(list(pixels), out=padded[:rows])
-        padded[rows:] = 0
-        return padded
+    def _check(self, rows: Rows) -> None:
+        spec = self.spec
+        picture = (spec.height_px, spec.width_px, 3)
+        pictures = (rows[0],) if isinstance(rows, np.ndarray) and rows.ndim == 4 and len(rows) else rows
+        for row in pictures:
+            if row.dtype != np.uint8 or row.shape != picture:
+                raise BatchError(
+                    f"the module takes uint8 [N, {spec.height_px}, {spec.width_px}, 3]; a row of this batch is "
+                    f"{row.dtype} {list(row.shape)}"
+                )
+        if not 1 <= len(rows) <= spec.max_batch:
+            raise BatchError(f"the batch has {len(rows)} rows; this archive takes 1 to {spec.max_batch}")
 
-    def _staging(self, size: int) -> Array:
-        """An uninitialised batch; on CUDA page-locked, so that the copy to the device needs no second one."""
-        shape = (size, self.spec.height_px, self.spec.width_px, 3)
-        pinned = self.device.type == "cuda"
-        staging: Array = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy()
-        return staging
 
-    @property
-    def buckets(self) -> tuple[int, ...]:
-        """The batch sizes a padded run uses: powers of two, and max_batch itself."""
-        return tuple(sorted({b for b in BUCKETS if b < self.spec.max_batch} | {self.spec.max_batch}))
+def _last_line(error: Exception) -> str:
+    # TorchScript's message ends with the module's own words; the lines before are its traceback.
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip()
+
+
+def prepare(module: torch.jit.ScriptModule, device: torch.device, dtype: torch.dtype) -> Module:
+    """The module frozen on its device, in its dtype and memory layout."""
+    settle_executor()
+    moved = module.eval().to(device=device, dtype=dtype)
+    # torch's annotations of Module.to leave memory_format out
+    moved = moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    frozen: Module = torch.jit.freeze(moved)
+    return frozen
+
+
+def choose_execution(module: Module, spec: ModuleSpec, device: torch.device) -> Execution:
+    """Graphs per batch size on a GPU, batches as they come on a CPU."""
+    if device.type != "cuda":
+        return Direct(module, max_batch=spec.max_batch, height_px=spec.height_px, width_px=spec.width_px)
+    torch.backends.cudnn.benchmark = True  # the sizes are few and all met in the warm-up
+    cuda = graphs.CudaDevice(module, device, height_px=spec.height_px, width_px=spec.width_px)
+    with torch.inference_mode():
+        return Bucketed(spec.max_batch, graphs.graphed_or_eager(cuda.graphed, cuda.eager))
 
 
 def load(directory: Path, *, gpu_id: int | None, options: RuntimeOptions) -> Runner:
@@ -277,10 +241,11 @@ def load(directory: Path, *, gpu_id: int | None, options: RuntimeOptions) -> Run
     threads = options.threads or usable_cores()
     torch.set_num_threads(threads)
     module = torch.jit.load(str(model_path), map_location="cpu")  # type: ignore[no-untyped-call]
-    on_gpu = device.type == "cuda"
-    runner = Runner(module, spec, device=device, dtype=dtype, pad_to_bucket=on_gpu)
+    execution = choose_execution(prepare(module, device, dtype), spec, device)
+    runner = Runner(spec, execution, device=device, dtype=dtype)
     loaded_seconds = time.perf_counter() - started
-    batches = runner.buckets if on_gpu else tuple(b for b in CPU_WARMUP_BATCHES if b <= spec.max_batch)
+    on_cpu = device.type == "cpu"
+    batches = tuple(b for b in CPU_WARMUP_BATCHES if b <= spec.max_batch) if on_cpu else bucket_sizes(spec.max_batch)
     warm_seconds = runner.warm_up(batches)
     logger.info(
         "module loaded in %.2f s, batches %s warmed in %.2f s, %s on %s, %d threads",

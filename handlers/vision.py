@@ -3,13 +3,17 @@
 TorchServe calls `handle(None, context)` once while it loads the worker, and reports the worker READY when that call
 returns; the module is loaded and warmed there. The gateway batches, so a request list always has exactly one entry:
 `{"frame": bytes}`. A frame that cannot be read or does not fit the card raises, and TorchServe refuses that one call.
+A lost GPU ends the process: TorchServe starts another, and the gateway sends the batch again.
 """
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 from handlers import exchange, frame, runtime, shm
+
+DEVICE_LOST_STATUS = 70  # the exit status, EX_SOFTWARE
 
 _runner: runtime.Runner | None = None
 _memory = shm.Memory(None)
@@ -41,6 +45,10 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
         raise _refusal(str(error), 400) from error
     except runtime.ModuleRunError as error:
         raise _refusal(str(error), 500) from error
+    except runtime.DeviceLost:
+        logging.getLogger(__name__).exception("this worker ends, so that another takes its place")
+        logging.shutdown()
+        os._exit(DEVICE_LOST_STATUS)  # an exception would only fail this call, and every call after it
 
 
 def _frame_of(data: list[dict[str, Any]]) -> bytes | bytearray:

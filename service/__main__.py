@@ -22,6 +22,7 @@ from service.demo import DemoFailed, run_demo
 from service.eval import commands as eval_commands
 from service.launch import EmbeddedError
 from service.server import Address, PortTaken, serve
+from service.tune import commands as tune_commands
 
 app = typer.Typer(
     name="mobilevision",
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.add_typer(models_app, name="models")
 client_commands.register(app)
 eval_commands.register(app)
+tune_commands.register(app)
 
 _err = Console(stderr=True, highlight=False)
 

@@ -8,11 +8,9 @@ import contextlib
 import importlib.metadata
 import json
 import platform
-import signal
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,9 +22,9 @@ from rich.table import Table
 from service.catalog import CARD_SUFFIX
 from service.client import CallFailed, Result, VisionClient
 from service.client.draw import annotate
+from service.instance import InstanceFailed, serving
 
 MODELS = ("demo_classify", "demo_detect", "demo_segment")
-STARTUP_SECONDS = 300.0
 STAGES = ("decode", "queue", "transport", "inference", "results")
 PACKAGES = ("mobilevision", "torch", "torchserve", "grpcio", "pillow", "numpy")
 DISTINCT_LABELS = 3  # shown per picture
@@ -43,10 +41,14 @@ def run_demo(*, out: Path, pictures: Path, archives: Path, console: Console) -> 
         raise DemoFailed(f"no .jpg pictures in {pictures}; run it in a clone of the project, or name --pictures")
     out.mkdir(parents=True, exist_ok=True)
     _build(archives, console)
-    with _server(archives, out, console) as address:
-        startup_seconds = address["startup_seconds"]
-        console.print(f"serving on {address['grpc']} after {startup_seconds:.1f} s")
-        calls = list(_calls(address["grpc"], files, out))
+    try:
+        with contextlib.ExitStack() as stack:
+            with console.status("starting TorchServe and the gateway"):
+                address = stack.enter_context(serving(MODELS, archives=archives, log=out / "server.log"))
+            console.print(f"serving on {address.grpc} after {address.startup_seconds:.1f} s")
+            calls = list(_calls(address.grpc, files, out))
+    except InstanceFailed as error:
+        raise DemoFailed(str(error)) from error
     for table in _tables(calls):
         console.print(table)
     console.print(
@@ -54,7 +56,7 @@ def run_demo(*, out: Path, pictures: Path, archives: Path, console: Console) -> 
         "and nothing to go by on photographs, for which `mobilevision models pull` fetches official weights"
     )
     report = {
-        "startup_seconds": startup_seconds,
+        "startup_seconds": address.startup_seconds,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "calls": calls,
     }
@@ -71,32 +73,6 @@ def _build(archives: Path, console: Console) -> None:
     command = [sys.executable, "-m", "service", "models", "build", *missing, "--out", str(archives)]
     if subprocess.run(command, check=False).returncode != 0:
         raise DemoFailed(f"building failed; see above, or run: {' '.join(command)}")
-
-
-@contextlib.contextmanager
-def _server(archives: Path, out: Path, console: Console) -> Iterator[dict[str, Any]]:
-    ready_file, log = (out / "server.json").resolve(), out / "server.log"
-    ready_file.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "service", "serve", *MODELS, "--archives", str(archives)]
-    command += ["--grpc-port", "0", "--http-port", "0", "--ready-file", str(ready_file)]
-    with log.open("wb") as stream:
-        # A session of its own: Ctrl-C reaches the demo, which then stops the server in order.
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
-    try:
-        with console.status("starting TorchServe and the gateway"):
-            deadline = time.monotonic() + STARTUP_SECONDS
-            while not ready_file.exists():
-                if process.poll() is not None or time.monotonic() > deadline:
-                    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-                    raise DemoFailed(f"the server did not start; the end of {log}:\n{tail}")
-                time.sleep(0.05)
-        yield json.loads(ready_file.read_text())
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
 
 
 def _calls(server: str, files: list[Path], out: Path) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,9 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from handlers.hardware import usable_cores
 from model_store.card import Card
+from service import allocation
 from service.api import VisionApi
 from service.backend import Backend, ModelStatus
 from service.batcher import Batcher
@@ -72,8 +74,9 @@ class Gateway:
     def __init__(self, *, settings: Settings, catalog: Catalog, backend: Backend, metrics: Metrics) -> None:
         self._settings = settings
         self._backend = backend
+        self._workers = settings.workers_per_model or 1  # where nothing is known of those of another's TorchServe
         clock = asyncio.get_running_loop().time
-        threads = settings.decode_threads or len(os.sched_getaffinity(0))
+        threads = settings.decode_threads or usable_cores()
         self._decoder = Decoder(
             limits=Limits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels), threads=threads
         )
@@ -179,7 +182,8 @@ class Gateway:
         """
         await self.health.drain()
         await asyncio.sleep(self._settings.drain_delay_seconds)
-        await asyncio.gather(self._pipeline.drain(self._settings.drain_timeout_seconds), asyncio.sleep(REFUSAL_SECONDS))
+        await self._pipeline.drain(self._settings.drain_timeout_seconds)
+        await asyncio.sleep(REFUSAL_SECONDS)  # after the drain: its last answers, too, make callers call again
         await self._server.stop(GRPC_STOP_SECONDS)
         for task in self._tasks:
             task.cancel()
@@ -197,7 +201,7 @@ class Gateway:
         settings = self._settings
         if not settings.shm_megabytes:
             return {}
-        batches = settings.workers_per_model * settings.batches_per_worker
+        batches = self._workers * settings.batches_per_worker
         wanted = {}
         for card in catalog.cards:
             max_batch = min(settings.max_batch, card.max_batch)
@@ -237,7 +241,7 @@ class Gateway:
         )
         batcher = Batcher(
             max_batch=min(settings.max_batch, card.max_batch),
-            workers=settings.workers_per_model,
+            workers=self._workers,
             batches_per_worker=settings.batches_per_worker,
             max_queue=settings.max_queue,
             run_batch=dispatcher.run,
@@ -278,6 +282,10 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, stop, number)
+    if settings.torchserve_inference is None:
+        machine = allocation.Machine.here(child_environment())
+        settings = allocation.resolved(settings, machine, models=len(catalog.cards))
+        _log.info("%d workers per model, %d threads each", settings.workers_per_model, settings.worker_threads)
     metrics = Metrics()
     async with contextlib.AsyncExitStack() as stack:
         backend_ready = asyncio.ensure_future(
@@ -334,7 +342,7 @@ async def _backend(
         ),
         environment=child_environment(),
         base_directory=settings.run_dir,
-        worker_threads=settings.worker_threads or None,
+        worker_threads=settings.worker_threads,
         dtype=settings.dtype,
         shm_dir=settings.shm_dir if settings.shm_megabytes else None,
         startup_timeout_seconds=settings.startup_timeout_seconds,

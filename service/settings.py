@@ -79,7 +79,13 @@ class Settings(BaseSettings):
         default=0, ge=0, le=256, description="Threads that decode pictures and encode masks. 0: one per core."
     )
 
-    workers_per_model: int = Field(default=1, ge=1, le=64, description="TorchServe workers per model (embedded).")
+    workers_per_model: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="TorchServe workers per model. 0: two per GPU, else the cores shared among the models, one worker "
+        "per GiB of memory at most; 1 for a TorchServe started elsewhere.",
+    )
     batches_per_worker: int = Field(
         default=2,
         ge=1,
@@ -87,7 +93,12 @@ class Settings(BaseSettings):
         description="Batches sent per worker, the one in work included. 2: the next one is there when a worker ends "
         "one. 1: smaller waits for urgent pictures, idle moments between batches.",
     )
-    worker_threads: int = Field(default=0, ge=0, le=256, description="Torch threads per worker. 0: one per core.")
+    worker_threads: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="Torch threads per worker. 0: as many as let one model's workers use every core.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Number type of the models. auto: the fastest the hardware supports natively."
     )

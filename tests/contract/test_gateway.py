@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from model_store.card import Task
 from service.errors import BackendFault, BackendTimeout, BackendUnavailable
 from service.pb.mobilevision.v1 import vision_pb2, vision_pb2_grpc
+from service.server import REFUSAL_SECONDS
 
 IMAGE = picture()
 
@@ -407,6 +408,21 @@ async def test_stopping_reports_not_serving_first_and_loses_no_call() -> None:
         running.backend.gate.set()
         assert (await inflight).labels[0].name == "bright"
         assert (await late).labels[0].name == "bright"
+        await stopping
+
+
+async def test_a_caller_whose_answer_ended_the_drain_is_told_to_go_elsewhere_too() -> None:
+    async with running_gateway(max_batch=1) as running:
+        running.backend.gate = asyncio.Event()
+        request = vision_pb2.ClassifyRequest(image=IMAGE)
+        last = asyncio.ensure_future(_reply(stub(running).Classify(request)))
+        await until(lambda: _true(running.backend.batch_sizes))
+        stopping = asyncio.ensure_future(running.gateway.stop())
+        await asyncio.sleep(1.2 * REFUSAL_SECONDS)  # the last answer comes later than callers are refused for
+        running.backend.gate.set()
+        await last
+        code, reason, _, _ = await failure(stub(running).Classify(request))
+        assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
         await stopping
 
 

@@ -1,18 +1,29 @@
 import hashlib
 import io
 import json
-import math
-import os
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from handlers import runtime
-from handlers.runtime import BatchError, ModuleSpec, Runner, RuntimeLoadError, RuntimeOptions, TensorSpec
+from handlers import graphs, runtime
+from handlers.execution import SIZES
+from handlers.runtime import (
+    BatchError,
+    DeviceLost,
+    ModuleRunError,
+    ModuleSpec,
+    Runner,
+    RuntimeLoadError,
+    RuntimeOptions,
+    TensorSpec,
+)
+from model_store import assemble, export, zoo
+from model_store.card import InputSize
 
 # TorchScript is this project's format; torch deprecates it in favour of torch.export.
 pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.:DeprecationWarning")
@@ -48,19 +59,23 @@ class Toy(torch.nn.Module):
         return scores, labels.to(torch.int32)
 
 
+def write_archive(directory, module_bytes, *, side, max_batch, outputs):
+    card = {
+        "input": {"height": side, "width": side},
+        "max_batch": max_batch,
+        "outputs": outputs,
+        "module_sha256": hashlib.sha256(module_bytes).hexdigest(),
+    }
+    (directory / "model.pt").write_bytes(module_bytes)
+    (directory / "card.json").write_text(json.dumps(card))
+    return directory
+
+
 def unpack_archive(directory, *, max_batch=8, outputs=OUTPUTS):
     torch.manual_seed(0)
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(Toy().eval()), buffer)
-    card = {
-        "input": {"height": SIDE, "width": SIDE},
-        "max_batch": max_batch,
-        "outputs": outputs,
-        "module_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
-    }
-    (directory / "model.pt").write_bytes(buffer.getvalue())
-    (directory / "card.json").write_text(json.dumps(card))
-    return directory
+    return write_archive(directory, buffer.getvalue(), side=SIDE, max_batch=max_batch, outputs=outputs)
 
 
 @pytest.fixture(autouse=True)
@@ -87,34 +102,13 @@ def test_a_loaded_runner_answers_like_the_module(tmp_path, pixels):
     assert runner.dtype_name == "float32"
 
 
-def test_padding_to_a_bucket_leaves_the_rows_alone(tmp_path, pixels):
-    plain = runtime.load(unpack_archive(tmp_path), gpu_id=None, options=FLOAT32)
-    module = torch.jit.load(str(tmp_path / "model.pt"))
-    spec = ModuleSpec.read(tmp_path / "card.json")
-    padded = Runner(module, spec, device=torch.device("cpu"), dtype=torch.float32, pad_to_bucket=True)
-    assert padded.buckets == (1, 2, 4, 8)
-    answer = padded.run(pixels)
-    assert answer["scores"].shape == (5, 2)
-    np.testing.assert_allclose(answer["scores"], plain.run(pixels)["scores"], atol=1e-5)
-
-
-@pytest.mark.parametrize("pad_to_bucket", [False, True])
-def test_rows_that_lie_apart_give_the_bits_of_a_batch(tmp_path, pixels, pad_to_bucket):
-    unpack_archive(tmp_path)
-    module, spec = torch.jit.load(str(tmp_path / "model.pt")), ModuleSpec.read(tmp_path / "card.json")
-    runner = Runner(module, spec, device=torch.device("cpu"), dtype=torch.float32, pad_to_bucket=pad_to_bucket)
-    rows = [row.copy() for row in pixels]
-    rows[1].setflags(write=False)  # as the worker's view of shared memory
-    together, apart = runner.run(pixels), runner.run(rows)
-    assert {n: a.tobytes() for n, a in together.items()} == {n: a.tobytes() for n, a in apart.items()}
-    with pytest.raises(BatchError, match="uint8"):
-        runner.run([rows[0], rows[1][1:]])
-
-
-def test_a_read_only_batch_is_accepted(tmp_path, pixels):
+def test_rows_answer_like_one_array(tmp_path, pixels):
     runner = runtime.load(unpack_archive(tmp_path), gpu_id=None, options=FLOAT32)
+    scores = runner.run(pixels)["scores"].copy()
     pixels.flags.writeable = False
-    assert runner.run(pixels)["scores"].shape == (5, 2)
+    for rows in (list(pixels), tuple(pixels), pixels, pixels.repeat(2, axis=0)[::2]):
+        np.testing.assert_array_equal(runner.run(rows)["scores"], scores)
+    np.testing.assert_allclose(runner.run([pixels[3], pixels[1]])["scores"], scores[[3, 1]], atol=1e-6)
 
 
 def test_bfloat16_can_be_forced_and_outputs_stay_float32(tmp_path, pixels):
@@ -161,6 +155,10 @@ def test_a_module_that_breaks_its_card_never_becomes_ready(tmp_path, outputs):
         np.zeros((1, 3, SIDE, SIDE), np.uint8),
         np.zeros((0, SIDE, SIDE, 3), np.uint8),
         np.zeros((9, SIDE, SIDE, 3), np.uint8),
+        [],
+        [np.zeros((SIDE, SIDE, 3), np.uint8), np.zeros((SIDE, SIDE, 3), np.float32)],
+        [np.zeros((SIDE, SIDE, 3), np.uint8), np.zeros((SIDE, SIDE + 1, 3), np.uint8)],
+        [np.zeros((SIDE, SIDE, 3), np.uint8)] * 9,
     ],
 )
 def test_a_batch_that_does_not_fit_is_refused(tmp_path, batch):
@@ -169,17 +167,37 @@ def test_a_batch_that_does_not_fit_is_refused(tmp_path, batch):
         runner.run(batch)
 
 
-def test_no_request_after_ready_pays_a_compilation(tmp_path):
-    # CPU time of this thread, where TorchScript compiles, so that other programs on the machine do not count.
-    runner = runtime.load(unpack_archive(tmp_path, max_batch=64), gpu_id=None, options=FLOAT32)
-    for batch in runtime.BUCKETS:
-        pixels = np.zeros((batch, SIDE, SIDE, 3), np.uint8)
+def compiles_nothing(runner, batches):
+    """The first 50 requests at each size, in CPU time of this thread: TorchScript compiles here, and other programs
+    on the machine do not count."""
+    spec = runner.spec
+    for batch in batches:
+        pixels = np.zeros((batch, spec.height_px, spec.width_px, 3), np.uint8)
         seconds = []
         for _ in range(50):
             started = time.thread_time()
             runner.run(pixels)
             seconds.append(time.thread_time() - started)
         assert max(seconds) / statistics.median(seconds) < 3, f"batch {batch}"
+
+
+def test_no_request_after_ready_pays_a_compilation(tmp_path):
+    compiles_nothing(runtime.load(unpack_archive(tmp_path, max_batch=64), gpu_id=None, options=FLOAT32), SIZES)
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [(1, 2, 4, 8), pytest.param(range(1, 17), marks=pytest.mark.exhaustive)],
+    ids=["powers", "all"],
+)
+def test_no_request_after_ready_pays_a_compilation_of_a_real_model(tmp_path, batches):
+    side = 64
+    entry = replace(zoo.get("mobilevit_xxs_classify"), input=InputSize(height=side, width=side))
+    torch.manual_seed(0)
+    module = export.save(export.script(export.served(entry, assemble.build(entry).eval())))
+    outputs = [{"name": n, "dtype": d, "shape": [100]} for n, d in (("scores", "float32"), ("labels", "int32"))]
+    write_archive(tmp_path, module, side=side, max_batch=16, outputs=outputs)
+    compiles_nothing(runtime.load(tmp_path, gpu_id=None, options=RuntimeOptions(threads=1)), batches)
 
 
 def test_options_come_from_the_environment():
@@ -197,37 +215,25 @@ def test_an_option_out_of_bounds_names_itself(given):
         RuntimeOptions.from_environment(given)
 
 
-def test_cores_are_cut_by_the_cgroup_limit_of_either_version(tmp_path):
-    assert runtime.cgroup_cores(tmp_path) == math.inf
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("150000\n")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert runtime.cgroup_cores(tmp_path) == 1.5
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert runtime.cgroup_cores(tmp_path) == math.inf
-    (tmp_path / "cpu.max").write_text("400000 100000\n")
-    assert runtime.cgroup_cores(tmp_path) == 4.0
+def test_auto_is_half_precision_on_a_gpu_and_what_the_cpu_does_in_hardware(monkeypatch):
+    for fast, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(runtime, "cpu_has_fast_bfloat16", lambda fast=fast: fast)
+        assert runtime.choose_dtype("auto", torch.device("cpu")) is expected
+        assert runtime.choose_dtype("auto", torch.device("cuda", 0)) is torch.float16
+    assert runtime.choose_dtype("float16", torch.device("cpu")) is torch.float16
 
 
-@pytest.mark.parametrize(("limit", "cores"), [(0.5, 1), (1.5, 1), (math.inf, None)])
-def test_usable_cores_are_at_least_one_and_at_most_the_affinity(monkeypatch, limit, cores):
-    monkeypatch.setattr(runtime, "cgroup_cores", lambda: limit)
-    assert runtime.usable_cores() == (cores or len(os.sched_getaffinity(0)))
+class Failing:
+    """An execution whose GPU raises."""
+
+    def run(self, rows):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_CUDA_DSA")
 
 
-def test_auto_is_bfloat16_only_where_the_cpu_has_it(tmp_path):
-    cpuinfo = tmp_path / "cpuinfo"
-    cpu = torch.device("cpu")
-    for flags, fast in (("avx2 avx512f", False), ("avx512f avx512_bf16", True), ("amx_tile amx_bf16", True)):
-        cpuinfo.write_text(f"processor : 0\nflags\t\t: fpu {flags}\n")
-        assert runtime.cpu_has_fast_bfloat16(cpuinfo) is fast
-    assert runtime.cpu_has_fast_bfloat16(tmp_path / "absent") is False
-    assert runtime.choose_dtype("float16", cpu) is torch.float16
-    assert runtime.choose_dtype("auto", torch.device("cuda", 0)) is torch.float16
-
-
-def test_an_odd_max_batch_is_a_bucket_of_its_own():
-    spec = ModuleSpec(SIDE, SIDE, 5, (TensorSpec("scores", "float32", (2,)), TensorSpec("labels", "int32", (2,))), "")
-    module = torch.jit.script(Toy().eval())
-    runner = Runner(module, spec, device=torch.device("cpu"), dtype=torch.float32, pad_to_bucket=True)
-    assert runner.buckets == (1, 2, 4, 5)
+@pytest.mark.parametrize(("works", "raised"), [(True, ModuleRunError), (False, DeviceLost)])
+def test_a_failure_on_a_gpu_is_told_from_a_gpu_that_is_lost(monkeypatch, works, raised):
+    monkeypatch.setattr(graphs, "context_works", lambda device: works)
+    spec = ModuleSpec(SIDE, SIDE, 1, (TensorSpec("scores", "float32", (2,)),), "")
+    runner = Runner(spec, Failing(), device=torch.device("cuda", 0), dtype=torch.float16)
+    with pytest.raises(raised):
+        runner.run(np.zeros((1, SIDE, SIDE, 3), np.uint8))

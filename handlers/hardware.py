@@ -1,0 +1,102 @@
+"""What this machine, or the container around us, lets this process have: cores, memory, GPUs, number types.
+
+Reads /proc, /sys and /dev; never writes, never imports torch, so that the gateway can ask the same questions as the
+worker. A limit of any group on the way to the root counts, in cgroup version 2 and 1.
+"""
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")
+
+_GPU_DEVICE = re.compile(r"nvidia\d+")
+
+
+def usable_cores() -> int:
+    """Cores this process may really use: its affinity mask, cut by the container's CPU limit; at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    limit = cgroup_cores()
+    return allowed if limit == math.inf else max(1, min(allowed, math.floor(limit)))
+
+
+def usable_memory_bytes() -> int:
+    """Memory of this machine, cut by the container's limit."""
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(min(installed, cgroup_memory_bytes()))
+
+
+def gpu_count(environment: Mapping[str, str], devices: Path = Path("/dev")) -> int:
+    """NVIDIA GPUs this process may use: its device files, cut by CUDA_VISIBLE_DEVICES of `environment`."""
+    present = sum(_GPU_DEVICE.fullmatch(path.name) is not None for path in devices.glob("nvidia*"))
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return present
+    named = [name for name in visible.split(",") if name.strip() not in {"", "-1"}]
+    return min(present, len(named))
+
+
+def cpu_has_fast_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AMX or AVX512-BF16); emulated it is slower than float32."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return False
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def cgroup_cores(root: Path = CGROUPS, own: Path = OWN_GROUPS) -> float:
+    """CPU limit of this container in cores; infinite where there is none."""
+    return min(_least(root, own, "cpu", _cores), default=math.inf)
+
+
+def cgroup_memory_bytes(root: Path = CGROUPS, own: Path = OWN_GROUPS) -> float:
+    """Memory limit of this container; infinite where there is none."""
+    return min(_least(root, own, "memory", _memory), default=math.inf)
+
+
+def _least(root: Path, own: Path, controller: str, limit: Callable[[Path], float]) -> Iterator[float]:
+    """The limits of our group and of all groups above it, whichever version holds the controller."""
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        lines = []
+    # `0::/path` is version 2; version 1 names its controllers, one folder each.
+    below = {tuple(filter(None, names.split(","))): path.strip("/") for _, names, path in lines}
+    for names, mount in (((), root), ((controller,), root / controller)):
+        path = next((path for held, path in below.items() if held == names or set(names) & set(held)), "")
+        group = mount / path
+        while True:
+            # A container sees its own group as the root, under a path that does not exist there.
+            yield limit(group)
+            if group == mount:
+                break
+            group = group.parent
+
+
+def _cores(group: Path) -> float:
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
+        return math.inf if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass  # not version 2, or its root group, which has no limit file
+    try:
+        quota_us = int((group / "cpu.cfs_quota_us").read_text())
+        period_us = int((group / "cpu.cfs_period_us").read_text())
+        return math.inf if quota_us <= 0 else quota_us / period_us
+    except (OSError, ValueError):
+        return math.inf
+
+
+def _memory(group: Path) -> float:
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        try:
+            text = (group / name).read_text().strip()
+            return math.inf if text == "max" else int(text)
+        except (OSError, ValueError):
+            continue
+    return math.inf

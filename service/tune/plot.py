@@ -1,0 +1,51 @@
+"""Draws the points as a picture: throughput over p99. Needs matplotlib, which the extra `tune` installs."""
+
+import importlib.util
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from service.tune.points import Point, best, front
+
+
+class PlotUnavailable(Exception):
+    """matplotlib is missing; the message says what to do."""
+
+
+def require() -> None:
+    """Raises `PlotUnavailable` before any time is spent."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise PlotUnavailable("the plot needs matplotlib: pip install 'mobilevision[tune]', or leave it out: --no-plot")
+
+
+def draw(path: Path, points: Sequence[Point], *, title: str, goal_ms: float) -> None:
+    """Write a PNG. At least one point."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - optional, and slow to import
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.add_subplot()
+    by_candidate = groupby(points, key=lambda point: point.candidate)
+    for candidate, group in by_candidate:
+        line = sorted(group, key=lambda point: point.clients)
+        label = f"{candidate.workers_per_model} x {candidate.worker_threads}, batch {candidate.max_batch}"
+        axes.plot(
+            [point.p99_ms for point in line],
+            [point.per_second for point in line],
+            marker="o",
+            alpha=0.6,
+            label=label if candidate.dtype == "auto" else f"{label}, {candidate.dtype}",
+        )
+        for point in line:
+            axes.annotate(
+                str(point.clients), (point.p99_ms, point.per_second), xytext=(4, 4), textcoords="offset points"
+            )
+    edge = front(points)
+    axes.step([p.p99_ms for p in edge], [p.per_second for p in edge], where="post", color="black", linewidth=0.8)
+    axes.axvline(goal_ms, color="tab:red", linestyle="--", label=f"goal {goal_ms:g} ms")
+    chosen = best(points, goal_ms)
+    if chosen is not None:
+        axes.plot(chosen.p99_ms, chosen.per_second, marker="*", markersize=18, color="tab:red", linestyle="none")
+    axes.set(xscale="log", xlabel="p99, milliseconds", ylabel="pictures per second", title=title)
+    axes.legend(title="workers x threads; numbers: clients", fontsize="small")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+import torch
+
+from handlers.execution import Bucketed, Direct, bucket_sizes
+from handlers.graphs import graphed_or_eager
+
+SIDE = 4
+
+
+def brightest(pixels):
+    return pixels.flatten(1).amax(1).float()
+
+
+class HostBucket:
+    """A bucket as on a GPU: static buffers, outputs that the next run overwrites."""
+
+    def __init__(self, size):
+        self.pixels = torch.zeros((size, SIDE, SIDE, 3), dtype=torch.uint8)
+        self.results = torch.zeros(size)
+        self.runs = 0
+
+    def run(self):
+        self.runs += 1
+        self.results.copy_(brightest(self.pixels))
+        return (self.results,)
+
+
+class Made(dict):
+    """The buckets made, by size, in the order they were made."""
+
+    def __call__(self, size):
+        self[size] = HostBucket(size)
+        return self[size]
+
+
+def pictures(*values):
+    return np.stack([np.full((SIDE, SIDE, 3), value, np.uint8) for value in values])
+
+
+@pytest.mark.parametrize(("max_batch", "sizes"), [(1, (1,)), (5, (1, 2, 4, 5)), (8, (1, 2, 4, 8)), (64, None)])
+def test_sizes_are_powers_of_two_and_the_largest_batch(max_batch, sizes):
+    assert bucket_sizes(max_batch) == (sizes or (1, 2, 4, 8, 16, 32, 64))
+
+
+@pytest.mark.parametrize("as_rows", [False, True])
+def test_a_batch_runs_in_the_smallest_bucket_that_holds_it(as_rows):
+    made = Made()
+    execution = Bucketed(6, made)
+    assert list(made) == [6, 4, 2, 1]  # the largest first, for the memory pool
+    for values, size in (((9,), 1), ((1, 2, 3), 4), ((1, 2, 3, 4), 4), ((5, 4, 3, 2, 1), 6), ((7, 8), 2)):
+        before = made[size].runs
+        batch = pictures(*values)
+        (results,) = execution.run(list(batch) if as_rows else batch)
+        assert (len(results), made[size].runs) == (size, before + 1)
+        np.testing.assert_array_equal(results.numpy()[: len(values)], values)
+
+
+def test_one_writable_array_is_read_where_it_lies_and_rows_are_gathered_once():
+    seen = []
+
+    def module(pixels):
+        seen.append(pixels.data_ptr())
+        return brightest(pixels)
+
+    execution = Direct(module, max_batch=3, height_px=SIDE, width_px=SIDE)
+    batch = pictures(4, 5, 6)
+    (results,) = execution.run(batch)
+    assert seen.pop() == batch.ctypes.data
+    np.testing.assert_array_equal(results, [4, 5, 6])
+    for rows in (list(batch), [batch[2]], batch[:, ::-1]):
+        (results,) = execution.run(rows)
+        np.testing.assert_array_equal(results, [row.max() for row in rows])
+    assert len(set(seen)) == 1  # one buffer, kept
+    assert seen[0] != batch.ctypes.data
+
+
+def test_a_size_that_cannot_be_captured_runs_without_a_graph_and_says_why(caplog):
+    graphed, eager = Made(), Made()
+
+    def capture(size):
+        if size >= 2:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        return graphed(size)
+
+    execution = Bucketed(4, graphed_or_eager(capture, eager))
+    assert (list(graphed), list(eager)) == ([1], [4, 2])
+    np.testing.assert_array_equal(execution.run(pictures(3, 1))[0], [3, 1])
+    assert [record.getMessage() for record in caplog.records] == [
+        f"no graph for batches of {size}, each kernel is launched by itself: "
+        "operation not permitted when stream is capturing"
+        for size in (4, 2)
+    ]

@@ -1,0 +1,98 @@
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from handlers import hardware
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    return tmp_path / "own"
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_a_limit_of_either_version_counts(tmp_path, own):
+    root = tmp_path / "cgroup"
+    assert hardware.cgroup_cores(root, own) == math.inf
+    assert hardware.cgroup_memory_bytes(root, own) == math.inf
+    write(root / "cpu" / "cpu.cfs_quota_us", "150000\n")
+    write(root / "cpu" / "cpu.cfs_period_us", "100000\n")
+    write(root / "memory" / "memory.limit_in_bytes", "4096\n")
+    assert hardware.cgroup_cores(root, own) == 1.5
+    assert hardware.cgroup_memory_bytes(root, own) == 4096
+    write(root / "cpu.max", "100000 100000\n")
+    write(root / "memory.max", "2048\n")
+    assert hardware.cgroup_cores(root, own) == 1.0
+    assert hardware.cgroup_memory_bytes(root, own) == 2048
+
+
+def test_no_limit_is_infinite(tmp_path, own):
+    write(tmp_path / "cpu.max", "max 100000\n")
+    write(tmp_path / "memory.max", "max\n")
+    write(tmp_path / "cpu" / "cpu.cfs_quota_us", "-1\n")
+    write(tmp_path / "cpu" / "cpu.cfs_period_us", "100000\n")
+    assert hardware.cgroup_cores(tmp_path, own) == math.inf
+    assert hardware.cgroup_memory_bytes(tmp_path, own) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("groups", "limited"),
+    [
+        ("0::/system/gateway\n", "system"),
+        ("0::/system/gateway\n", "system/gateway"),
+        ("3:cpu,cpuacct:/pod/one\n0::/\n", "cpu/pod"),
+    ],
+)
+def test_the_limit_of_a_group_above_ours_counts(tmp_path, own, groups, limited):
+    own.write_text(groups)
+    root = tmp_path / "cgroup"
+    if limited.startswith("cpu/"):
+        write(root / limited / "cpu.cfs_quota_us", "300000")
+        write(root / limited / "cpu.cfs_period_us", "100000")
+    else:
+        write(root / limited / "cpu.max", "300000 100000")
+    assert hardware.cgroup_cores(root, own) == 3.0
+
+
+@pytest.mark.parametrize(("limit", "cores"), [(0.5, 1), (1.5, 1), (math.inf, None)])
+def test_usable_cores_are_at_least_one_and_at_most_the_affinity(monkeypatch, limit, cores):
+    monkeypatch.setattr(hardware, "cgroup_cores", lambda: limit)
+    assert hardware.usable_cores() == (cores or len(os.sched_getaffinity(0)))
+
+
+def test_usable_memory_is_what_the_container_may_have(monkeypatch):
+    monkeypatch.setattr(hardware, "cgroup_memory_bytes", lambda: math.inf)
+    whole = hardware.usable_memory_bytes()
+    assert whole > 2**28
+    monkeypatch.setattr(hardware, "cgroup_memory_bytes", lambda: 2.0**27)
+    assert hardware.usable_memory_bytes() == 2**27
+
+
+@pytest.mark.parametrize(
+    ("environment", "count"),
+    [
+        ({}, 2),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 0),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, 0),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, 1),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2"}, 2),
+    ],
+)
+def test_gpus_are_the_visible_device_files(tmp_path, environment, count):
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).touch()
+    assert hardware.gpu_count(environment, tmp_path) == count
+
+
+def test_fast_bfloat16_is_read_from_the_flags_of_the_cpu(tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    for flags, fast in (("avx2 avx512f", False), ("avx512f avx512_bf16", True), ("amx_tile amx_bf16", True)):
+        cpuinfo.write_text(f"processor : 0\nflags\t\t: fpu {flags}\n")
+        assert hardware.cpu_has_fast_bfloat16(cpuinfo) is fast
+    assert hardware.cpu_has_fast_bfloat16(tmp_path / "absent") is False
