@@ -61,10 +61,11 @@ docs: $(STAMP) ## generate the tables in docs/
 
 lock: ## renew constraints.txt from what the index has now
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/python -m pip install --quiet --upgrade pip
-	@build/lock/bin/python -m pip install --quiet torch==2.13.0 -e '.[models]' --group dev
+	@build/lock/bin/python -m pip install --quiet torch==2.13.0 -e '.[models,bench]' --group dev
 	@build/lock/bin/python -m pip freeze --all --exclude-editable --exclude mobilevision | sed 's/+cpu//' > constraints.txt
 
-bench: $(STAMP) ## served throughput against the in-process limit
+bench: $(STAMP) ## serving against the in-process limit and other servers (benchmarks/README.md has the rest)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(BIN)/python -m benchmarks.serving
 
 clean: ## remove what was built; the virtual environment stays
