@@ -24,7 +24,7 @@ from benchmarks.peers.environments import PeerUnavailable
 from benchmarks.plans import OpenPlan
 from benchmarks.plot import plot_overload
 from benchmarks.processes import DidNotStart
-from benchmarks.systems import Running, Setup, prepare, running
+from benchmarks.systems import OURS, Running, Setup, prepare, running
 from benchmarks.target import picture
 from benchmarks.trace import Trace, poisson
 
@@ -99,7 +99,7 @@ def run_system(
                     version=server.version,
                     shape=str(setup.shape),
                     max_batch=setup.max_batch,
-                    max_wait_ms=setup.max_wait_ms,
+                    max_wait_ms=0 if name == OURS else setup.max_wait_ms,
                     start_seconds=server.start_seconds,
                 )
             )

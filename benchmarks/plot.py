@@ -139,7 +139,7 @@ def _figure(
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415 - the `bench` extra
     except ImportError:
-        console.print("no picture: matplotlib is not installed (pip install 'mobilevision[bench]')")
+        console.print("no picture: matplotlib is not installed (pip install 'mobilevision[bench]')", markup=False)
         return
     figure = Figure(figsize=(5.5 * len(panels), 4.4), layout="constrained")
     for number, panel in enumerate(panels, start=1):

