@@ -68,7 +68,7 @@ lock: ## renew constraints.txt from what the index has now
 	@build/lock/bin/python -m pip install --quiet torch==2.13.0 -e '.[models]' --group dev
 	@build/lock/bin/python -m pip freeze --all --exclude-editable --exclude mobilevision | sed 's/+cpu//' > constraints.txt
 
-bench: $(STAMP) ## served throughput against the in-process limit
+bench: $(STAMP) ## serving against the in-process limit and other servers (benchmarks/README.md has the rest)
 	@$(BIN)/python -m benchmarks.serving
 
 clean: ## remove what was built; the virtual environment stays

@@ -1,180 +1,311 @@
-"""Served throughput against the in-process limit: `python -m benchmarks.serving [--json]`.
+"""Served throughput against the in-process limit and against other servers: `python -m benchmarks.serving [--help]`.
 
-The limit is the same decode and the same module on the same cores, in plain processes with no network, at its best over
-processes x threads x batch size. Served is `mobilevision serve` with its defaults, called by asynchronous clients in a
-process of their own. Limit and served are measured in turns and compared by their medians, because only the ratio means
-something on a machine that others use too.
+Closed loop. The limit, our server and every peer run on the same archive, picture, cores and dtype; each at its best
+division of the cores. All servers stay up, stopped (SIGSTOP) while it is not their turn; each round measures the limit
+and then every server at every number of clients. Ratios are taken within a round, their medians are reported.
+Ctrl-C ends it with what was measured so far.
 """
 
 import argparse
-import asyncio
 import contextlib
-import io
-import json
-import os
-import signal
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
-import zipfile
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from grpc import aio
-from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from benchmarks import load, results
+from benchmarks.figures import Spread, ratio
+from benchmarks.limit import BATCHES, InProcess, LimitFailed, Shape, Throughput, best, shapes
+from benchmarks.machine import cores
+from benchmarks.options import add_common, archive_of, head_of, parse, participants_of
+from benchmarks.peers.environments import PeerUnavailable
+from benchmarks.plot import plot_serving
+from benchmarks.processes import DidNotStart
+from benchmarks.systems import OURS, Running, Setup, agree, prepare, running
+from benchmarks.target import picture
 from model_store.archive import read_card
-from service.decode import Limits, decode
-from service.pb.mobilevision.v1 import vision_pb2, vision_pb2_grpc
 
-PICTURE_SIDE_PX = 256
-LIMIT_SHAPES = ((1, 1), (1, 2), (2, 1))  # processes x threads
-LIMIT_BATCHES = (1, 4, 8, 16)
+TUNING_CLIENTS = 32
+WAITS_MS = (1, 10)
 
 
-def picture() -> bytes:
-    """A 256 px JPEG cut from a photograph."""
-    with Image.open("docs/pictures/coffee.jpg") as photograph:
-        stream = io.BytesIO()
-        photograph.resize((PICTURE_SIDE_PX, PICTURE_SIDE_PX)).save(stream, "JPEG", quality=88)
-    return stream.getvalue()
+@dataclass
+class _Measured:
+    """What has been measured so far; `result` makes the file's content of it at any time."""
 
+    head: results.Head
+    generator: str
+    participants: list[results.Participant] = field(default_factory=list)
+    tried: list[results.Tried] = field(default_factory=list)
+    limit_turns: list[results.LimitTurn] = field(default_factory=list)
+    turns: list[results.Turn] = field(default_factory=list)
 
-def limit_worker(archive: str, threads: int, batch: int, seconds: float) -> float:
-    """Pictures per second of decode + module in this process."""
-    from handlers.runtime import RuntimeOptions, load  # noqa: PLC0415 - torch belongs to the worker processes
-
-    card, image = read_card(Path(archive)), picture()
-    limits = Limits(max_bytes=2**30, max_pixels=2**30)
-    with tempfile.TemporaryDirectory() as folder:
-        with zipfile.ZipFile(archive) as packed:
-            packed.extractall(folder)
-        runner = load(Path(folder), gpu_id=None, options=RuntimeOptions(threads=threads))
-    done, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        pictures = [
-            decode(image, size=card.input, preprocess=card.preprocess, limits=limits).pixels for _ in range(batch)
-        ]
-        runner.run(np.stack(pictures))
-        done += batch
-    return done / (time.perf_counter() - started)
-
-
-def limit(archive: str, processes: int, threads: int, batch: int, seconds: float) -> float:
-    """Pictures per second of all processes together."""
-    with ProcessPoolExecutor(processes) as pool:
-        return sum(pool.map(limit_worker, *zip(*[(archive, threads, batch, seconds)] * processes, strict=True)))
-
-
-@contextlib.contextmanager
-def server(archives: str, model: str, workers: int, threads: int) -> Iterator[str]:
-    """`mobilevision serve` with one model; yields its address."""
-    with tempfile.TemporaryDirectory() as folder:
-        ready = Path(folder) / "ready.json"
-        command = [sys.executable, "-m", "service", "serve", model, "--archives", archives, "--ready-file", str(ready)]
-        settings = {"MOBILEVISION_WORKERS_PER_MODEL": str(workers), "MOBILEVISION_WORKER_THREADS": str(threads)}
-        settings["MOBILEVISION_LOG_LEVEL"] = "warning"
-        process = subprocess.Popen(
-            [*command, "--grpc-port", "0", "--http-port", "0"],
-            env=os.environ | settings,  # noqa: TID251 - the child's environment
+    def result(self, *, complete: bool) -> results.ServingResult:
+        cases = sorted({(turn.model, turn.clients) for turn in self.turns})
+        peers = sorted({turn.system for turn in self.turns} - {OURS})
+        to_limit: dict[str, Spread] = {}
+        to_peer: dict[str, dict[str, Spread]] = {}
+        peer_to_limit: dict[str, dict[str, Spread]] = {}
+        for model, clients in cases:
+            case = f"{model}/{clients}"
+            limits = {turn.round: turn.per_second for turn in self.limit_turns if turn.model == model}
+            ours = self._by_round(OURS, model, clients)
+            if (found := _ratio(ours, limits)) is not None:
+                to_limit[case] = found
+            for peer in peers:
+                theirs = self._by_round(peer, model, clients)
+                if (found := _ratio(ours, theirs)) is not None:
+                    to_peer.setdefault(case, {})[peer] = found
+                if (found := _ratio(theirs, limits)) is not None:
+                    peer_to_limit.setdefault(case, {})[peer] = found
+        return results.ServingResult(
+            head=dataclasses.replace(self.head, complete=complete),
+            generator=self.generator,
+            participants=self.participants,
+            tried=self.tried,
+            limit_turns=self.limit_turns,
+            turns=self.turns,
+            ratio_to_limit=to_limit,
+            ratio_to_peer=to_peer,
+            peer_ratio_to_limit=peer_to_limit,
         )
+
+    def _by_round(self, system: str, model: str, clients: int) -> dict[int, float]:
+        return {
+            turn.round: turn.per_second
+            for turn in self.turns
+            if (turn.system, turn.model, turn.clients) == (system, model, clients)
+        }
+
+
+def _ratio(ours: dict[int, float], theirs: dict[int, float]) -> Spread | None:
+    rounds = sorted(ours.keys() & theirs.keys())
+    return ratio([ours[number] for number in rounds], [theirs[number] for number in rounds])
+
+
+def measure(server: Running, *, model: str, number: int, clients: int, seconds: float) -> results.Turn:
+    """One turn of one server, which must be running freely."""
+    failures_before = server.failures()
+    cpu_before = server.group.cpu_seconds()
+    closed = load.closed_loop(server.targets, clients=clients, seconds=seconds)
+    cpu_seconds = server.group.cpu_seconds() - cpu_before
+    memory = server.group.memory()
+    failed_inside = round(server.failures() - failures_before)
+    answered = max(closed.answered - failed_inside, 0)
+    # CPU time includes the generator's short warm-up, so it is shared among the pictures of that as well.
+    with_warm_up = max(answered * (1 + load.WARM_UP_SECONDS / seconds), 1.0)
+    return results.Turn(
+        round=number,
+        system=server.name,
+        model=model,
+        clients=clients,
+        answered=answered,
+        failed=closed.failed + failed_inside,
+        per_second=answered / seconds,
+        p50_ms=closed.p50_ms,
+        p99_ms=closed.p99_ms,
+        server_cpu_ms_per_picture=cpu_seconds / with_warm_up * 1e3,
+        client_cpu_ms_per_picture=closed.client_cpu_seconds / with_warm_up * 1e3,
+        pss_mib=sum(process.pss_mib for process in memory),
+        rss_mib=sum(process.rss_mib for process in memory),
+    )
+
+
+def candidates(name: str, *, quick: bool, gpu: bool = False) -> tuple[Setup, ...]:
+    """The set-ups of a system worth trying: the division of the cores, and for peers how long to wait for company."""
+    most = min(cores(), 2) if gpu else cores()  # two processes keep one GPU busy
+    divided = (Shape(most, 1),) if quick or most == 1 else (Shape(most, 1), Shape(1, cores()))
+    waits = (WAITS_MS[0],) if quick or name == OURS else WAITS_MS
+    return tuple(Setup(shape=shape, max_wait_ms=wait, gpu=gpu) for shape in divided for wait in waits)
+
+
+class Session:
+    """All turns of all models, and what came of them so far."""
+
+    def __init__(self, options: argparse.Namespace, console: Console) -> None:
+        self._options, self._console = options, console
+        self.measured = _Measured(head_of("serving", options), load.generator())
+
+    def run(self, archive: Path) -> None:
+        """All rounds of one model. Raises `LimitFailed`."""
+        options, image, model = self._options, picture(), archive.stem
+        self._console.print(f"{model}: looking for the in-process limit")
+        limit = self._find_limit(archive, image)
+        self._console.print(f"  {limit.per_second:.0f}/s at {limit.shape}, batch {limit.batch}")
+        with contextlib.ExitStack() as stack:
+            processes = stack.enter_context(InProcess(archive, limit.shape, image, gpu=options.gpu))
+            servers: list[Running] = []
+            for name in participants_of(options.peers):
+                server = self._start(name, archive, image, stack)
+                if server is not None:
+                    server.group.pause()
+                    servers.append(server)
+            servers = self._compare_answers(servers, archive)
+            for number in range(1, options.rounds + 1):
+                turn = processes.measure(limit.batch, options.seconds)
+                self.measured.limit_turns.append(
+                    results.LimitTurn(
+                        number, model, str(turn.shape), turn.batch, turn.per_second, turn.cpu_ms_per_picture
+                    )
+                )
+                self._console.print(f"  round {number}: limit {turn.per_second:.0f}/s")
+                # Who goes first changes, so that nobody always follows the limit, which leaves the machine warm.
+                shift = (number - 1) % max(len(servers), 1)
+                servers = [*servers[shift:], *servers[:shift]]
+                servers = [server for server in servers if self._turn(server, model, number)]
+
+    def _find_limit(self, archive: Path, image: bytes) -> Throughput:
+        """The best of the in-process limit over processes x threads x batch."""
+        quick, gpu = self._options.quick, self._options.gpu
+        tried: list[Throughput] = []
+        for shape in shapes(cores(), gpu=gpu)[: 1 if quick else None]:
+            with InProcess(archive, shape, image, gpu=gpu) as processes:
+                for batch in BATCHES[-2:] if quick else BATCHES:
+                    tried.append(processes.measure(batch, self._options.seconds / 2))
+        self.measured.tried += [
+            results.Tried("limit", archive.stem, str(one.shape), one.batch, 0, one.per_second) for one in tried
+        ]
+        return best(tried)
+
+    def _start(self, name: str, archive: Path, image: bytes, stack: contextlib.ExitStack) -> Running | None:
+        """A system at its best set-up, warm; None, with the reason written down, where it cannot take part."""
+        model = archive.stem
+        self._console.print(f"{model}: setting up {name}")
         try:
-            while not ready.exists():
-                if process.poll() is not None:
-                    raise SystemExit("the server did not start")
-                time.sleep(0.05)
-            yield json.loads(ready.read_text())["grpc"]
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+            prepare(name)
+            setup = self._tune(name, archive, image)
+            server = stack.enter_context(running(name, [archive], setup, image))
+            load.closed_loop(server.targets, clients=TUNING_CLIENTS, seconds=self._options.warm_up)
+        except (PeerUnavailable, DidNotStart, load.LoadFailed, OSError) as error:
+            self._console.print(f"[red]{name} takes no part:[/] {escape(str(error))}")
+            self.measured.participants.append(results.Participant(name=name, model=model, error=str(error)))
+            return None
+        self.measured.participants.append(
+            results.Participant(
+                name=name,
+                model=model,
+                version=server.version,
+                shape=str(setup.shape),
+                max_batch=setup.max_batch,
+                max_wait_ms=0 if name == OURS else setup.max_wait_ms,
+                start_seconds=server.start_seconds,
+            )
+        )
+        return server
+
+    def _tune(self, name: str, archive: Path, image: bytes) -> Setup:
+        """The fastest set-up of a system at many clients. With one candidate nothing is measured."""
+        choices = candidates(name, quick=self._options.quick, gpu=self._options.gpu)
+        if len(choices) == 1:
+            return choices[0]
+        found: list[tuple[float, Setup]] = []
+        for setup in choices:
+            with running(name, [archive], setup, image) as server:
+                load.closed_loop(server.targets, clients=TUNING_CLIENTS, seconds=self._options.seconds / 2)
+                turn = measure(
+                    server, model=archive.stem, number=0, clients=TUNING_CLIENTS, seconds=self._options.seconds
+                )
+            found.append((turn.per_second, setup))
+            wait_ms = 0 if name == OURS else setup.max_wait_ms
+            self.measured.tried.append(
+                results.Tried(name, archive.stem, str(setup.shape), setup.max_batch, wait_ms, turn.per_second)
+            )
+            self._console.print(f"  {name} {setup.shape}, wait {wait_ms} ms: {turn.per_second:.0f}/s")
+        return max(found, key=lambda one: one[0])[1]
+
+    def _turn(self, server: Running, model: str, number: int) -> bool:
+        """One server at every number of clients; false, with the reason written down, where it fell over."""
+        options = self._options
+        try:
+            with server.awake():
+                for clients in options.clients:
+                    turn = measure(server, model=model, number=number, clients=clients, seconds=options.seconds)
+                    self.measured.turns.append(turn)
+            server.group.check_alive()
+        except (DidNotStart, load.LoadFailed, OSError) as error:
+            self._drop(server.name, model, error)
+            return False
+        self._console.print(f"  round {number}: {server.name} {turn.per_second:.0f}/s at {turn.clients} clients")
+        return True
+
+    def _compare_answers(self, servers: Sequence[Running], archive: Path) -> list[Running]:
+        """Ask every server the same picture, ours being the reference; the servers that answer."""
+        card, model = read_card(archive), archive.stem
+        replies = {}
+        for server in servers:
+            try:
+                with server.awake():
+                    replies[server.name] = server.ask(card)
+            except (DidNotStart, OSError) as error:
+                self._drop(server.name, model, error)
+        for name, reply in replies.items() if OURS in replies else ():
+            same = agree(replies[OURS], reply)
+            self._note(name, model, agrees_with_ours=same)
+            if not same:
+                self._console.print(f"[red]{name} answers differently from ours[/]: its figures prove nothing")
+        return [server for server in servers if server.name in replies]
+
+    def _drop(self, name: str, model: str, error: Exception) -> None:
+        self._console.print(f"[red]{name} drops out:[/] {escape(str(error))}")
+        self._note(name, model, error=f"dropped out: {error}")
+
+    def _note(self, name: str, model: str, **changes: Any) -> None:
+        self.measured.participants = [
+            dataclasses.replace(one, **changes) if (one.name, one.model) == (name, model) else one
+            for one in self.measured.participants
+        ]
 
 
-async def _load(address: str, clients: int, seconds: float) -> dict[str, float]:
-    request = vision_pb2.ClassifyRequest(image=picture())
-    latencies: list[float] = []
-    async with aio.insecure_channel(address) as channel:
-        stub = vision_pb2_grpc.VisionServiceStub(channel)
-        end = time.perf_counter() + seconds
-
-        async def client() -> None:
-            while time.perf_counter() < end:
-                began = time.perf_counter()
-                await stub.Classify(request, timeout=30)
-                latencies.append(time.perf_counter() - began)
-
-        await asyncio.gather(*(client() for _ in range(clients)))
-    cuts = statistics.quantiles(latencies, n=100)
-    return {"per_second": len(latencies) / seconds, "p50_ms": cuts[49] * 1e3, "p99_ms": cuts[98] * 1e3}
-
-
-def load(address: str, clients: int, seconds: float) -> dict[str, float]:
-    """Throughput and latency of `clients` that each send the next picture when the last is answered."""
-    return asyncio.run(_load(address, clients, seconds))
+def show(result: results.ServingResult, console: Console) -> None:
+    """A table of the medians."""
+    table = Table(title="ours, by case: medians of ratios within each round")
+    peers = sorted({peer for by_peer in result.ratio_to_peer.values() for peer in by_peer})
+    for column in ("case", "of limit", *(f"by {peer}" for peer in peers)):
+        table.add_column(column, justify="right")
+    for case, of_limit in result.ratio_to_limit.items():
+        to_peer = result.ratio_to_peer.get(case, {})
+        cells = [f"{to_peer[peer].median:.2f}" if peer in to_peer else "-" for peer in peers]
+        table.add_row(case, f"{of_limit.median:.2f}", *cells)
+    console.print(table)
+    for one in result.participants:
+        if one.error:
+            console.print(f"[red]{one.name} ({one.model}) took no part:[/] {one.error.splitlines()[0]}")
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--archives", default="model_store/archives")
-    parser.add_argument("--model", default="mobilevit_xxs_classify")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of limit and served")
-    parser.add_argument("--workers", type=int, default=1, help="TorchServe workers")
-    parser.add_argument("--threads", type=int, default=0, help="torch threads per worker; 0: one per core")
-    parser.add_argument("--json", action="store_true", help="print JSON only")
-    options = parser.parse_args()
-    archive = f"{options.archives}/{options.model}.mar"
+    """Measure, write serving.json and serving.png, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common(parser)
+    parser.add_argument("--clients", type=int, nargs="+", help="connections, one request at a time each [1 8 32 128]")
+    parser.add_argument("--seconds", type=float, help="of each measurement [4; quick: 2]")
+    parser.add_argument("--rounds", type=int, help="turns of everything [3; quick: 1]")
+    parser.add_argument("--warm-up", type=float, help="seconds of load on each server before it counts [8; quick: 2]")
+    parser.add_argument("--gpu", action="store_true", help="the limit and the peers use the first GPU, as ours does")
+    options = parse(parser)
+    options.clients = options.clients or ([1, 32] if options.quick else [1, 8, 32, 128])
+    options.seconds = options.seconds or (2.0 if options.quick else 4.0)
+    options.rounds = options.rounds or (1 if options.quick else 3)
+    options.warm_up = options.warm_up or (2.0 if options.quick else 8.0)
     console = Console(stderr=True)
-    tried = {}
-    with console.status("looking for the in-process limit"):
-        for processes, threads in LIMIT_SHAPES:
-            for batch in LIMIT_BATCHES:
-                tried[processes, threads, batch] = limit(archive, processes, threads, batch, options.seconds / 2)
-    best = max(tried, key=lambda shape: tried[shape])
-    limits: list[float] = []
-    served: dict[int, list[dict[str, float]]] = {clients: [] for clients in options.clients}
-    with (
-        ProcessPoolExecutor(1) as client_process,
-        server(options.archives, options.model, options.workers, options.threads) as address,
-        console.status("measuring in turns"),
-    ):
-        client_process.submit(load, address, max(options.clients), options.seconds).result()  # the JVM warms up
-        for _ in range(options.rounds):
-            limits.append(limit(archive, *best, options.seconds))
-            for clients in options.clients:
-                served[clients].append(client_process.submit(load, address, clients, options.seconds).result())
-    limit_per_second = statistics.median(limits)
-    cases = {
-        clients: {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-        for clients, runs in served.items()
-    }
-    report = {
-        "model": options.model,
-        "limit": {"processes": best[0], "threads": best[1], "batch": best[2], "per_second": limit_per_second},
-        "served": cases,
-        "ratio_to_limit": {clients: case["per_second"] / limit_per_second for clients, case in cases.items()},
-    }
+    session = Session(options, console)
+    complete = False
+    try:
+        for model in options.models:
+            session.run(archive_of(options.archives, model))
+        complete = True
+    except (KeyboardInterrupt, LimitFailed) as stopped:
+        console.print(f"[yellow]stopped early:[/] {stopped or 'Ctrl-C'}; what was measured so far is kept")
+    result = session.measured.result(complete=complete)
+    results.write(options.out / "serving.json", result)
+    plot_serving(result, options.out / "serving.png", console)
+    show(result, console)
     if options.json:
-        print(json.dumps(report))
-        return
-    table = Table(
-        title=f"{options.model}: in-process limit {limit_per_second:.0f}/s at processes x threads x batch {best}"
-    )
-    for column in ("clients", "pictures/s", "ratio to limit", "p50 ms", "p99 ms"):
-        table.add_column(column, justify="right")
-    for clients, case in cases.items():
-        ratio = case["per_second"] / limit_per_second
-        table.add_row(
-            str(clients), f"{case['per_second']:.0f}", f"{ratio:.2f}", f"{case['p50_ms']:.1f}", f"{case['p99_ms']:.1f}"
-        )
-    Console().print(table)
+        print((options.out / "serving.json").read_text(), end="")
 
 
 if __name__ == "__main__":

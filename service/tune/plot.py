@@ -1,4 +1,4 @@
-"""Draws the points as a picture: throughput over p99. Needs matplotlib, which the extra `tune` installs."""
+"""Draws the points as a picture: throughput over p99. Needs matplotlib, which the extra `plot` installs."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ class PlotUnavailable(Exception):
 def require() -> None:
     """Raises `PlotUnavailable` before any time is spent."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise PlotUnavailable("the plot needs matplotlib: pip install 'mobilevision[tune]', or leave it out: --no-plot")
+        raise PlotUnavailable("the plot needs matplotlib: pip install 'mobilevision[plot]', or leave it out: --no-plot")
 
 
 def draw(path: Path, points: Sequence[Point], *, title: str, goal_ms: float) -> None:

@@ -1,0 +1,83 @@
+"""The machine a benchmark ran on, as it goes into every result file. Standard library only; starts nothing but git."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / "build" / "benchmarks"
+# What decides how fast a network runs on a CPU.
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and when. `load_average` is that of the last minute when the benchmark began."""
+
+    started_utc: str
+    cores: int
+    cpu_model: str
+    cpu_flags: tuple[str, ...]
+    memory_gib: float
+    kernel: str
+    python: str
+    torch: str
+    load_average: float
+    git_revision: str
+
+
+def describe() -> Machine:
+    """This machine, now."""
+    cpu = _cpu_info()
+    return Machine(
+        started_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        cores=cores(),
+        cpu_model=cpu.get("model name", platform.processor() or "unknown"),
+        cpu_flags=tuple(flag for flag in _FLAGS if flag in cpu.get("flags", "").split()),
+        memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        kernel=platform.release(),
+        python=platform.python_version(),
+        torch=package_version("torch"),
+        load_average=round(os.getloadavg()[0], 2),
+        git_revision=_revision(),
+    )
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def package_version(name: str) -> str:
+    """Version of an installed distribution, `absent` where there is none."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _cpu_info() -> dict[str, str]:
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _revision() -> str:
+    """The commit, with `+changes` where the working tree differs from it; `unknown` outside a checkout."""
+    try:
+        commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return f"{commit}+changes" if changes else commit
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=20)
+    return done.stdout.strip()

