@@ -21,6 +21,7 @@ from service.demo import DemoFailed, run_demo
 from service.eval import commands as eval_commands
 from service.launch import EmbeddedError
 from service.server import Address, PortTaken, serve
+from service.tracing import TracingUnavailable
 
 app = typer.Typer(
     name="mobilevision",
@@ -95,7 +96,7 @@ def serve_command(
                     ready_file=ready_file,
                 )
             )
-    except (settings.SettingsError, catalogs.CatalogError, PortTaken, EmbeddedError) as error:
+    except (settings.SettingsError, catalogs.CatalogError, PortTaken, TracingUnavailable, EmbeddedError) as error:
         _fail(str(error))
 
 
