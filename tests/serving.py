@@ -63,7 +63,7 @@ def served(archives: Path, folder: Path, *models: str, **environment: str) -> It
             command, stdout=stream, stderr=stream, cwd=ROOT, env=os.environ | environment, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 600
+        deadline = time.monotonic() + 120
         while not ready.exists():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()

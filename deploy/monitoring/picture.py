@@ -38,9 +38,10 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A Prometheus, the time shown and what the dashboard's variables are replaced with."""
+    """A Prometheus, the Unix time and the seconds before it that are shown, and the values of the variables."""
 
     address: str
+    end: float
     seconds: float
     variables: dict[str, str]
 
@@ -48,8 +49,8 @@ class Source:
         """The series of an expression."""
         for name, value in self.variables.items():
             expression = expression.replace(f"${name}", value)
-        end = time.time()
-        query = {"query": expression, "start": end - self.seconds, "end": end, "step": max(1.0, self.seconds / STEPS)}
+        step = max(1.0, self.seconds / STEPS)
+        query = {"query": expression, "start": self.end - self.seconds, "end": self.end, "step": step}
         url = f"{self.address}/api/v1/query_range?{urllib.parse.urlencode(query)}"
         with urllib.request.urlopen(url) as answer:  # noqa: S310 - the operator's own address
             result = json.load(answer)["data"]["result"]
@@ -187,7 +188,7 @@ def main() -> None:
         "price_per_hour": given.price_per_hour,
         "__rate_interval": given.rate_interval,
     }
-    source = Source(given.prometheus, given.minutes * 60, variables)
+    source = Source(given.prometheus, time.time(), given.minutes * 60, variables)
     dashboard = json.loads((HERE / "dashboards" / f"{given.dashboard}.json").read_text())
     draw(dashboard, source).savefig(given.out)
 
