@@ -7,7 +7,7 @@ ARCHIVES := model_store/archives
 DEMO_MODELS := demo_classify demo_detect demo_segment
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train serve models test test-all lint types format proto docs lock bench clean
+.PHONY: help setup demo demo-train serve models test test-all lint types format proto docs monitoring lock bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -62,6 +62,10 @@ proto: $(STAMP) ## generate service/pb from proto/
 docs: $(STAMP) ## generate the tables in docs/
 	@$(BIN)/python -m service.settings > docs/settings.md
 	@$(BIN)/python -m model_store.zoo > docs/models.md
+
+RUNBOOK_URL ?= docs/runbook.md
+monitoring: $(STAMP) ## generate rules and dashboards in deploy/monitoring; RUNBOOK_URL=... says where people read it
+	@$(BIN)/python -m deploy.monitoring.generate --runbook-url $(RUNBOOK_URL)
 
 lock: ## renew constraints.txt from what the index has now
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/python -m pip install --quiet --upgrade pip

@@ -22,6 +22,7 @@ from service.demo import DemoFailed, run_demo
 from service.eval import commands as eval_commands
 from service.launch import EmbeddedError
 from service.server import Address, PortTaken, serve
+from service.tracing import TracingUnavailable
 from service.tune import commands as tune_commands
 
 app = typer.Typer(
@@ -110,7 +111,7 @@ def serve_command(
                     ready_file=ready_file,
                 )
             )
-    except (settings.SettingsError, catalogs.CatalogError, PortTaken, EmbeddedError) as error:
+    except (settings.SettingsError, catalogs.CatalogError, PortTaken, TracingUnavailable, EmbeddedError) as error:
         _fail(str(error))
 
 

@@ -219,6 +219,12 @@ class Bug(InternalError):
     reason = "BUG"
 
 
+def reasons(tree: type[ServiceError] = ServiceError) -> list[str]:
+    """The reasons of all leaves of a tree."""
+    branches = tree.__subclasses__()
+    return [reason for branch in branches for reason in reasons(branch)] if branches else [tree.reason]
+
+
 def to_status(error: ServiceError, *, request_id: str) -> status_pb2.Status:
     """The one wire mapping: `google.rpc.Status` with ErrorInfo, RequestInfo, and RetryInfo where retrying helps."""
     details = [

@@ -1,7 +1,7 @@
 """The door: what every call of VisionService passes, whichever method it names.
 
 Gives the call a request id and a `Record`, turns every exception into a status of the closed error tree, sets the
-trailers, and reports the call once: metrics and one log line.
+trailers, and reports the call once: metrics, one log line and, where tracing is on, its trace.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from grpc import aio
 from service.errors import STATUS_DETAILS_KEY, Bug, Cancelled, DeadlineExceeded, ServiceError, to_status
 from service.health import SERVICE
 from service.metrics import STAGES, Metrics
+from service.tracing import Metadata, Trace, Tracing
 from service.work import Record
 
 REQUEST_ID_KEY = "x-request-id"
@@ -41,8 +42,9 @@ def current_record() -> Record:
 class Door(aio.ServerInterceptor):
     """Wraps the unary methods of VisionService; other services pass untouched."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, tracing: Tracing) -> None:
         self._metrics = metrics
+        self._tracing = tracing
 
     async def intercept_service(
         self,
@@ -66,31 +68,34 @@ class Door(aio.ServerInterceptor):
         )
 
     async def _handle(self, inner: Behaviour, request: Any, context: Context, method: str) -> Any:
-        record = Record(request_id=_request_id(context), method=method)
+        metadata: Metadata = context.invocation_metadata() or ()
+        record = Record(request_id=_request_id(metadata), method=method)
         _record.set(record)
+        trace = self._tracing.begin(record, SERVICE, metadata)
         self._metrics.request_started(SERVICE, method)
         started = time.monotonic()
         try:
             reply = await inner(request, context)
         except ServiceError as error:
-            self._report(record, started, error)
+            self._report(record, trace, started, error)
             await _abort(context, error, record)
         except asyncio.CancelledError:
             # gRPC cancels the handler when the caller hangs up and when its deadline passes; nobody reads the answer.
             remaining = context.time_remaining()
             late = remaining is not None and remaining <= 0
-            self._report(record, started, DeadlineExceeded("too late") if late else Cancelled("the caller went away"))
+            outcome = DeadlineExceeded("too late") if late else Cancelled("the caller went away")
+            self._report(record, trace, started, outcome)
             raise
         except Exception as error:  # noqa: BLE001 - told as a bug, logged with its traceback
             _log.exception("this is a bug", extra={"request_id": record.request_id})
             bug = Bug(f"this is a bug in the server; its log has the traceback under request id {record.request_id}")
-            self._report(record, started, bug)
+            self._report(record, trace, started, bug)
             await _abort(context, bug, record, cause=error)
         context.set_trailing_metadata(_trailers(record))
-        self._report(record, started, None)
+        self._report(record, trace, started, None)
         return reply
 
-    def _report(self, record: Record, started_seconds: float, error: ServiceError | None) -> None:
+    def _report(self, record: Record, trace: Trace, started_seconds: float, error: ServiceError | None) -> None:
         code = error.code.name if error else grpc.StatusCode.OK.name
         reason = error.reason if error else None
         duration_seconds = time.monotonic() - started_seconds
@@ -104,6 +109,7 @@ class Door(aio.ServerInterceptor):
             code,
             extra={
                 "request_id": record.request_id,
+                "trace_id": record.trace_id,
                 "method": record.method,
                 "model": record.model,
                 "code": code,
@@ -114,10 +120,11 @@ class Door(aio.ServerInterceptor):
                 "stage_seconds": {stage: round(spent, 6) for stage, spent in record.stage_seconds.items()},
             },
         )
+        trace.end(record, error)
 
 
-def _request_id(context: Context) -> str:
-    for key, value in context.invocation_metadata() or ():
+def _request_id(metadata: Metadata) -> str:
+    for key, value in metadata:
         text = value if isinstance(value, str) else value.decode("ascii", "replace")
         if key == REQUEST_ID_KEY and _REQUEST_ID.fullmatch(text):
             return text

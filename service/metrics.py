@@ -7,15 +7,16 @@ the small methods below, and read at scrape time where a gauge mirrors state.
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from model_store.card import Card
+from service.errors import reasons
 from service.slots import Usage
 from service.work import Record
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGES = ("decode", "queue", "transport", "inference", "results")
 UNKNOWN_MODEL = "unknown"  # label value of requests that name no model we serve: names from outside stay out
 
@@ -44,6 +45,8 @@ class Metrics:
         self._duration = seconds("request_duration_seconds", "Time from the door to the answer.", "method", "model")
         self._stages = seconds("stage_duration_seconds", "Time of an answered request in one stage.", "model", "stage")
         self._rejected = counter("rejected", "Requests refused or failed, by reason.", "reason")
+        for reason in reasons():  # from the start, so that rates do not miss the first event
+            self._rejected.labels(reason)
         self._deadline_missed = counter("deadline_missed", "Requests whose deadline passed before the answer.", "model")
         self._inflight = gauge("inflight_requests", "Inference requests in work.")
         self._batch_size = Histogram(
@@ -145,7 +148,8 @@ class Metrics:
         """Record a finished request: `code` is a gRPC code name, `reason` an error reason of the closed tree."""
         model = record.model or UNKNOWN_MODEL
         self._requests.labels(record.method, model, code).inc()
-        self._duration.labels(record.method, model).observe(duration_seconds)
+        exemplar = None if record.trace_id is None else {"trace_id": record.trace_id}
+        self._duration.labels(record.method, model).observe(duration_seconds, exemplar)
         self._grpc_handled.labels("unary", service, record.method, code).inc()
         self._grpc_seconds.labels("unary", service, record.method).observe(duration_seconds)
         if reason is not None:
@@ -184,9 +188,16 @@ class Metrics:
         """Count a restart of the embedded TorchServe."""
         self._restarts.inc()
 
-    def page(self) -> bytes:
-        """Render the page Prometheus scrapes."""
-        return generate_latest(self.registry)
+    def page(self, accept: str = "") -> bytes:
+        """Render the page Prometheus scrapes, in the format its Accept header asks for; OpenMetrics has exemplars."""
+        encode, _ = choose_encoder(accept)
+        return encode(self.registry)
+
+    @staticmethod
+    def content_type(accept: str = "") -> str:
+        """The format of that page."""
+        _, content_type = choose_encoder(accept)
+        return content_type
 
 
 def _state_of(usage: Callable[[], Usage], state: str) -> float:

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from service.health import Health
-from service.metrics import CONTENT_TYPE, Metrics
+from service.metrics import Metrics
 
 STUCK_LOOP_SECONDS = 10.0
 
@@ -39,21 +39,24 @@ class ProbeServer:
     """The HTTP port. Raises `OSError` when the port is taken; port 0 takes a free one."""
 
     def __init__(self, *, host: str, port: int, health: Health, metrics: Metrics, heartbeat: Heartbeat) -> None:
-        def livez() -> tuple[HTTPStatus, str, bytes]:
+        def livez(_accept: str) -> tuple[HTTPStatus, str, bytes]:
             age = heartbeat.age_seconds
             alive = age < STUCK_LOOP_SECONDS
             body = b"ok\n" if alive else f"the event loop has been stuck for {age:.0f} s\n".encode()
             return HTTPStatus.OK if alive else HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", body
 
-        def readyz() -> tuple[HTTPStatus, str, bytes]:
+        def readyz(_accept: str) -> tuple[HTTPStatus, str, bytes]:
             body = {"ready": health.ready, "draining": health.draining, "not_ready": health.report()}
             status = HTTPStatus.OK if health.ready else HTTPStatus.SERVICE_UNAVAILABLE
             return status, "application/json", json.dumps(body).encode() + b"\n"
 
-        routes: dict[str, Callable[[], tuple[HTTPStatus, str, bytes]]] = {
+        def scrape(accept: str) -> tuple[HTTPStatus, str, bytes]:
+            return HTTPStatus.OK, metrics.content_type(accept), metrics.page(accept)
+
+        routes: dict[str, Callable[[str], tuple[HTTPStatus, str, bytes]]] = {
             "/livez": livez,
             "/readyz": readyz,
-            "/metrics": lambda: (HTTPStatus.OK, CONTENT_TYPE, metrics.page()),
+            "/metrics": scrape,
         }
 
         class Handler(BaseHTTPRequestHandler):
@@ -62,7 +65,9 @@ class ProbeServer:
             def do_GET(self) -> None:
                 route = routes.get(self.path.partition("?")[0])
                 status, content_type, body = (
-                    route() if route else (HTTPStatus.NOT_FOUND, "text/plain", f"try {', '.join(routes)}\n".encode())
+                    route(self.headers.get("Accept", ""))
+                    if route
+                    else (HTTPStatus.NOT_FOUND, "text/plain", f"try {', '.join(routes)}\n".encode())
                 )
                 self.send_response(status)
                 self.send_header("Content-Type", content_type)

@@ -26,7 +26,7 @@ from grpc_reflection.v1alpha import reflection
 
 from handlers.hardware import usable_cores
 from model_store.card import Card
-from service import allocation
+from service import allocation, gpu
 from service.api import VisionApi
 from service.backend import Backend, ModelStatus
 from service.batcher import Batcher
@@ -45,6 +45,7 @@ from service.probes import Heartbeat, ProbeServer
 from service.region import Region, SharedDirectory, Size, shares
 from service.settings import DEFAULT_GRPC_PORT, DEFAULT_HTTP_PORT, Settings, child_environment
 from service.torchserve import TorchServeBackend, TorchServeEndpoint
+from service.tracing import OFF, Tracing, start_tracing
 
 MAX_MESSAGE_BYTES = 256 * 2**20  # one frame: 64 pictures of 512 x 512 and room to spare
 RETRY_AFTER_SECONDS = 1.0
@@ -71,7 +72,9 @@ class Address:
 class Gateway:
     """Everything around a backend. Construct inside a running event loop, `start`, then `stop`."""
 
-    def __init__(self, *, settings: Settings, catalog: Catalog, backend: Backend, metrics: Metrics) -> None:
+    def __init__(
+        self, *, settings: Settings, catalog: Catalog, backend: Backend, metrics: Metrics, tracing: Tracing = OFF
+    ) -> None:
         self._settings = settings
         self._backend = backend
         self._workers = settings.workers_per_model or 1  # where nothing is known of those of another's TorchServe
@@ -119,11 +122,12 @@ class Gateway:
         )
         metrics.watch_inflight(lambda: self._pipeline.inflight)
         self._metrics = metrics
+        self._tracing = tracing
         self._heartbeat = Heartbeat()
         self._probes: ProbeServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._server = aio.server(
-            interceptors=[Door(metrics)],
+            interceptors=[Door(metrics, tracing)],
             options=[
                 # Twice the limit, so that pictures somewhat too large get our answer, not the transport's.
                 ("grpc.max_receive_message_length", 2 * settings.max_image_bytes + 2**20),
@@ -192,6 +196,7 @@ class Gateway:
         await self._backend.close()
         self._decoder.close()
         self._render_pool.shutdown()
+        await asyncio.to_thread(self._tracing.close)
         if self._probes is not None:
             await asyncio.to_thread(self._probes.close)
         self._remove_shm()
@@ -272,12 +277,14 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process at once.
 
-    Raises `PortTaken`, `EmbeddedError`. `ready_file` holds the address as JSON while the gateway answers.
+    Raises `PortTaken`, `TracingUnavailable`, `EmbeddedError`. `ready_file` holds the address as JSON while the gateway
+    answers.
     """
     began = time.monotonic()
     for host, port in ((settings.grpc_host, settings.grpc_port), (settings.http_host, settings.http_port)):
         if port:  # a port that is taken is told before the models load, not after
             _choose_port(host, port, port)
+    tracing = start_tracing(settings.otlp_endpoint, settings.trace_sample_ratio)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -287,6 +294,7 @@ async def serve(
         settings = allocation.resolved(settings, machine, models=len(catalog.cards))
         _log.info("%d workers per model, %d threads each", settings.workers_per_model, settings.worker_threads)
     metrics = Metrics()
+    gpu.watch(metrics.registry)
     async with contextlib.AsyncExitStack() as stack:
         backend_ready = asyncio.ensure_future(
             stack.enter_async_context(_backend(settings, catalog, metrics, on_progress))
@@ -297,7 +305,9 @@ async def serve(
             backend_ready.cancel()
             await asyncio.gather(backend_ready, return_exceptions=True)
             return
-        gateway = Gateway(settings=settings, catalog=catalog, backend=backend_ready.result(), metrics=metrics)
+        gateway = Gateway(
+            settings=settings, catalog=catalog, backend=backend_ready.result(), metrics=metrics, tracing=tracing
+        )
         grpc_address, http_address = await gateway.start()
         address = Address(grpc=grpc_address, http=http_address, startup_seconds=time.monotonic() - began)
         _log.info("ready", extra={"grpc": grpc_address, "http": http_address})

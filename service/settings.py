@@ -142,6 +142,15 @@ class Settings(BaseSettings):
     drain_timeout_seconds: float = Field(
         default=30.0, ge=0, le=600, description="Longest wait for calls in work at shutdown."
     )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern="^https?://",
+        description="OTLP/gRPC collector to send traces to, such as http://localhost:4317. Unset: no tracing. "
+        "Needs the extra `tracing`.",
+    )
+    trace_sample_ratio: float = Field(
+        default=0.1, ge=0, le=1, description="Share of the requests traced. A caller that traces decides for its own."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log line."
     )

@@ -87,4 +87,5 @@ class Record:
     method: str = ""
     model: str = ""
     batch_size: int = 0
+    trace_id: str | None = None  # 32 hexadecimal digits, where the request is traced
     stage_seconds: dict[str, float] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from service.catalog import Catalog
 from service.metrics import Metrics
 from service.server import Gateway
 from service.settings import Settings
+from service.tracing import OFF, Tracing
 
 SIDE = 32
 DIGEST = "0" * 64
@@ -111,12 +112,18 @@ class RunningGateway:
 
 @contextlib.asynccontextmanager
 async def running_gateway(
-    cards: list[Card] | None = None, *, worker_shm_dir: Path | None = None, **overrides: Any
+    cards: list[Card] | None = None,
+    *,
+    worker_shm_dir: Path | None = None,
+    tracing: Tracing = OFF,
+    **overrides: Any,
 ) -> AsyncIterator[RunningGateway]:
     """A whole gateway with toy models, listening on free ports. Workers see shared memory in `worker_shm_dir`."""
     backend, metrics = FakeBackend(toy_run, shm_dir=worker_shm_dir), Metrics()
     catalog = Catalog(cards or [toy_card(task) for task in Task])
-    gateway = Gateway(settings=local_settings(**overrides), catalog=catalog, backend=backend, metrics=metrics)
+    gateway = Gateway(
+        settings=local_settings(**overrides), catalog=catalog, backend=backend, metrics=metrics, tracing=tracing
+    )
     grpc_address, http_address = await gateway.start()
     running = RunningGateway(gateway, backend, metrics, grpc_address, http_address)
     try:

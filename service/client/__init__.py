@@ -21,6 +21,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
+from service.client.tracing import client_span
 from service.errors import STATUS_DETAILS_KEY
 from service.pb.mobilevision.v1 import vision_pb2, vision_pb2_grpc
 
@@ -198,15 +199,16 @@ class VisionClient:
     ) -> Result[Reply]:
         sent_id = request_id or uuid.uuid4().hex
         started = time.perf_counter()
-        try:
-            reply, call = method.with_call(
-                request,
-                timeout=self._timeout_seconds if timeout_seconds is None else timeout_seconds,
-                metadata=(("x-request-id", sent_id),),
-                wait_for_ready=self._wait_for_ready,
-            )
-        except grpc.RpcError as error:
-            raise _failure(error, sent_id) from error
+        with client_span(request.DESCRIPTOR.name.removesuffix("Request")) as trace_context:
+            try:
+                reply, call = method.with_call(
+                    request,
+                    timeout=self._timeout_seconds if timeout_seconds is None else timeout_seconds,
+                    metadata=(("x-request-id", sent_id), *trace_context),
+                    wait_for_ready=self._wait_for_ready,
+                )
+            except grpc.RpcError as error:
+                raise _failure(error, sent_id) from error
         trailers = _text_of(call.trailing_metadata)
         batch_size = trailers.get("mobilevision-batch-size", "")
         return Result(

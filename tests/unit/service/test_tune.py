@@ -77,5 +77,5 @@ def test_the_plot_is_a_picture(tmp_path):
 
 def test_without_matplotlib_the_plot_says_what_to_install(monkeypatch):
     monkeypatch.setattr(plot.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(plot.PlotUnavailable, match=r"mobilevision\[tune\].*--no-plot"):
+    with pytest.raises(plot.PlotUnavailable, match=r"mobilevision\[plot\].*--no-plot"):
         plot.require()
