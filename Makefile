@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 ARCHIVES := model_store/archives
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve models test test-all lint types format proto docs lock bench clean
+.PHONY: help setup demo serve models images test test-all lint types format proto docs lock bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ models: $(STAMP) ## build the archives that are not up to date
 serve: $(STAMP) ## the same models as the demo, until Ctrl-C
 	@$(BIN)/mobilevision models build mobilevit_xxs_classify mobilevit_xxs_detect mobilevit_xxs_segment --out $(ARCHIVES)
 	@$(BIN)/mobilevision serve --archives $(ARCHIVES)
+
+images: models ## the container images, by docker, podman or buildah (see deploy/docker/build.sh)
+	@deploy/docker/build.sh
 
 test: lint types ## set up, check, test: what CI runs
 	@$(BIN)/python -m pytest

@@ -1,0 +1,194 @@
+"""The kinds of panel our dashboards are made of, and the frame around them: data source, variables, links.
+
+Every panel has a unit and a description; panels about a fault link to their alert's heading in the runbook. Out: builders of
+the Grafana schema (foundation SDK); nothing is written here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from grafana_foundation_sdk.builders import common, heatmap, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.builders import dashboard as dashboards
+from grafana_foundation_sdk.models import common as options
+from grafana_foundation_sdk.models import dashboard, units
+from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+NAMESPACE = 'namespace=~"$namespace"'  # matches series without the label too while All is chosen
+MODEL = f'{NAMESPACE}, model=~"$model"'
+ANSWERED = f'{MODEL}, code="OK", method!~"GetModel|ListModels"'
+PICTURES = f'{MODEL}, method!~"GetModel|ListModels"'
+RATE = "$__rate_interval"
+
+DATA_SOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
+COLUMNS = 24
+
+Panel = timeseries.Panel | stat.Panel | heatmap.Panel | table.Panel
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One expression and how its series are called; `{{label}}` in the legend is that label's value."""
+
+    expr: str
+    legend: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A titled row of panels."""
+
+    title: str
+    panels: Sequence[Panel]
+
+
+def lines(
+    title: str,
+    about: str,
+    unit: str,
+    *queries: Query,
+    width: int = 8,
+    stacked: bool = False,
+    most: float | None = None,
+    alert: str | None = None,
+) -> timeseries.Panel:
+    """Values over time. `alert` names the alert whose heading in the runbook the panel links to."""
+    panel = timeseries.Panel().title(title).description(about).unit(unit).span(width).height(8).min(0)
+    panel.datasource(DATA_SOURCE).fill_opacity(25 if stacked else 8).line_width(1)
+    panel.show_points(options.VisibilityMode.NEVER)
+    panel.legend(
+        common.VizLegendOptions()
+        .show_legend(True)
+        .display_mode(options.LegendDisplayMode.LIST)
+        .placement(options.LegendPlacement.BOTTOM)
+        .calcs([])
+    )
+    panel.tooltip(
+        common.VizTooltipOptions().mode(options.TooltipDisplayMode.MULTI).sort(options.SortOrder.DESCENDING)
+    )
+    if stacked:
+        panel.stacking(common.StackingConfig().mode(options.StackingMode.NORMAL).group("A"))
+    if most is not None:
+        panel.max(most)
+    if alert is not None:
+        panel.links([_runbook_link(alert)])
+    return panel.targets([_target(index, query) for index, query in enumerate(queries)])
+
+
+def number(
+    title: str, about: str, unit: str, query: Query, *, width: int = 4, steps: Sequence[tuple[float | None, str]] = ()
+) -> stat.Panel:
+    """One value, now. `steps` are the colours from each value on; the first has no value."""
+    panel = stat.Panel().title(title).description(about).unit(unit).span(width).height(4).datasource(DATA_SOURCE)
+    panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).fields("").values(False))
+    panel.graph_mode(options.BigValueGraphMode.AREA).color_mode(options.BigValueColorMode.VALUE)
+    thresholds = [dashboard.Threshold(value=value, color=color) for value, color in steps or ((None, "blue"),)]
+    panel.thresholds(dashboards.ThresholdsConfig().mode(dashboard.ThresholdsMode.ABSOLUTE).steps(thresholds))
+    return panel.targets([_target(0, query)])
+
+
+def buckets(title: str, about: str, unit: str, query: Query, *, width: int = 8) -> heatmap.Panel:
+    """A histogram over time; the query sums buckets by `le`. Exemplars lead to traces where there are any."""
+    panel = heatmap.Panel().title(title).description(about).span(width).height(8).datasource(DATA_SOURCE)
+    panel.calculate(False).cell_gap(1)
+    panel.color(heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges").steps(64).fill("dark-orange"))
+    panel.y_axis(heatmap.YAxisConfig().unit(unit).axis_placement(options.AxisPlacement.LEFT))
+    panel.exemplars_color("rgba(255,0,255,0.7)").show_color_scale(True)
+    return panel.targets([_target(0, query).format(PromQueryFormat.HEATMAP).exemplar(True)])
+
+
+def listing(title: str, about: str, query: Query, *, columns: Sequence[str], width: int = 24) -> table.Panel:
+    """One line per series with the labels `columns`, as they are now."""
+    panel = table.Panel().title(title).description(about).unit(units.Short).span(width).height(7).datasource(DATA_SOURCE)
+    arrange = {
+        "includeByName": dict.fromkeys(columns, True),
+        "indexByName": {name: index for index, name in enumerate(columns)},
+    }
+    panel.with_transformation(dashboard.DataTransformerConfig(id_val="organize", options=arrange))
+    return panel.targets([_target(0, query).format(PromQueryFormat.TABLE).instant()])
+
+
+def page(
+    *,
+    uid: str,
+    title: str,
+    about: str,
+    rows: Sequence[Row],
+    runbook: str,
+    variables: Sequence[dashboards.TextBoxVariable] = (),
+) -> dashboard.Dashboard:
+    """A dashboard: variables `datasource`, `namespace`, `model`, then `variables`; links to its siblings."""
+    built = (
+        dashboards.Dashboard(title)
+        .uid(uid)
+        .description(about)
+        .tags(["mobilevision"])
+        .editable()
+        .tooltip(dashboard.DashboardCursorSync.CROSSHAIR)
+        .time("now-1h", "now")
+        .refresh("30s")
+        .timezone("browser")
+        .link(
+            dashboards.DashboardLink("mobilevision")
+            .type(dashboard.DashboardLinkType.DASHBOARDS)
+            .tags(["mobilevision"])
+            .as_dropdown(False)
+            .include_vars(True)
+            .keep_time(True)
+        )
+        .link(
+            dashboards.DashboardLink("Runbook")
+            .type(dashboard.DashboardLinkType.LINK)
+            .icon("doc")
+            .tooltip("What each alert means and what to do about it")
+            .url("${runbook}")
+            .target_blank(True)
+        )
+    )
+    built.with_variable(dashboards.DatasourceVariable("datasource").label("Data source").type("prometheus"))
+    for name, label, query in (
+        ("namespace", "Namespace", "label_values(mobilevision_model_info, namespace)"),
+        ("model", "Model", f"label_values(mobilevision_model_info{{{NAMESPACE}}}, model)"),
+    ):
+        everything = dashboard.VariableOption(text=["All"], value=["$__all"], selected=True)
+        built.with_variable(
+            dashboards.QueryVariable(name)
+            .label(label)
+            .query(query)
+            .datasource(DATA_SOURCE)
+            .include_all(True)
+            .all_value(".*")
+            .multi(True)
+            .current(everything)
+            .refresh(dashboard.VariableRefresh.ON_TIME_RANGE_CHANGED)
+            .sort(dashboard.VariableSort.ALPHABETICAL_ASC)
+        )
+    for variable in variables:
+        built.with_variable(variable)
+    built.with_variable(
+        text_variable("runbook", "Runbook", "Where docs/runbook.md is served.", runbook).hide(
+            dashboard.VariableHide.HIDE_VARIABLE
+        )
+    )
+    number_of_panel = 0
+    for row in rows:
+        built.with_row(dashboards.Row(row.title))
+        for panel in row.panels:
+            number_of_panel += 1
+            built.with_panel(panel.id(number_of_panel))
+    return built.build()
+
+
+def text_variable(name: str, label: str, about: str, value: str) -> dashboards.TextBoxVariable:
+    """A value the viewer may edit."""
+    chosen = dashboard.VariableOption(text=value, value=value, selected=True)
+    return dashboards.TextBoxVariable(name).label(label).description(about).default_value(value).current(chosen)
+
+
+def _target(index: int, query: Query) -> prometheus.Dataquery:
+    target = prometheus.Dataquery().expr(query.expr).legend_format(query.legend).ref_id(chr(ord("A") + index))
+    return target.datasource(DATA_SOURCE)
+
+
+def _runbook_link(alert: str) -> dashboards.DashboardLink:
+    return dashboards.DashboardLink(f"Runbook: {alert}").url(f"${{runbook}}#{alert.lower()}").target_blank(True)
