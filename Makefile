@@ -7,7 +7,7 @@ ARCHIVES := model_store/archives
 DEMO_MODELS := demo_classify demo_detect demo_segment
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train serve models test test-all lint types format proto docs monitoring lock bench clean
+.PHONY: help setup demo demo-train serve models images test test-all lint types format proto docs monitoring lock bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,6 +36,10 @@ demo-train: $(STAMP) ## train the demo checkpoints anew (hours of one core); goe
 serve: $(STAMP) ## the same models as the demo, until Ctrl-C
 	@$(BIN)/mobilevision models build $(DEMO_MODELS) --out $(ARCHIVES)
 	@$(BIN)/mobilevision serve $(DEMO_MODELS) --archives $(ARCHIVES)
+
+images: $(STAMP) ## the container images with the demo models, by docker, podman or buildah (see deploy/docker/build.sh)
+	@$(BIN)/mobilevision models build $(DEMO_MODELS) --out $(ARCHIVES)
+	@deploy/docker/build.sh
 
 test: lint types ## set up, check, test: what CI runs
 	@$(BIN)/python -m pytest

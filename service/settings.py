@@ -56,6 +56,21 @@ class Settings(BaseSettings):
         description=f"Port of /metrics, /livez and /readyz. Unset: {DEFAULT_HTTP_PORT}, or a free one.",
     )
 
+    tls_certificate: Path | None = Field(
+        default=None, description="PEM certificate chain of the gRPC port. Unset: no TLS. Read again when it changes."
+    )
+    tls_key: Path | None = Field(default=None, description="PEM key of that certificate. Required with it.")
+    tls_client_ca: Path | None = Field(
+        default=None, description="PEM certificates that clients' certificates must be signed by. Unset: none is asked."
+    )
+    max_connection_age_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        le=86_400,
+        description="Age at which a client is asked to connect anew, give or take a tenth, so that it finds servers "
+        "added since. Calls in work are finished. 0: never.",
+    )
+
     max_image_bytes: int = Field(
         default=20 * 2**20, ge=2**10, le=2**30, description="Largest encoded picture accepted, bytes."
     )
@@ -162,6 +177,14 @@ class Settings(BaseSettings):
     def _external_backend_is_whole(self) -> "Settings":
         if (self.torchserve_inference is None) != (self.torchserve_management is None):
             raise ValueError("torchserve_inference and torchserve_management go together")
+        return self
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> "Settings":
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
         return self
 
     @classmethod

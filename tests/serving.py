@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,12 @@ class Served:
 
     def java(self) -> psutil.Process:
         return next(p for p in self.descendants() if "java" in p.name())
+
+    def metric(self, series: str) -> float:
+        """The value of one series, named without its prefix."""
+        with urllib.request.urlopen(f"http://{self.http}/metrics", timeout=10) as reply:
+            lines = reply.read().decode().splitlines()
+        return float(next(line for line in lines if line.startswith(f"mobilevision_{series} ")).rpartition(" ")[2])
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)

@@ -29,6 +29,8 @@ DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_SECONDS = 30.0
 # gRPC's own limit is 4 MiB each way; the server has its own for pictures and says so when it refuses one.
 MAX_MESSAGE_BYTES = 2**30
+# Where the name stands for several servers (a headless Service), calls are spread over all of them.
+ROUND_ROBIN = '{"loadBalancingConfig": [{"round_robin": {}}]}'
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -99,6 +101,7 @@ class VisionClient:
         options = [
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.service_config", ROUND_ROBIN),
         ]
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options)

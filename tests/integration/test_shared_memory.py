@@ -2,7 +2,6 @@
 
 import signal
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,6 @@ PICTURES = ("astronaut.jpg", "chelsea.jpg", "coffee.jpg", "rocket.jpg")
 MODEL = "mobilevit_xxs_classify"
 
 
-def metric(server: Served, series: str) -> float:
-    with urllib.request.urlopen(f"http://{server.http}/metrics", timeout=10) as reply:
-        lines = reply.read().decode().splitlines()
-    return float(next(line for line in lines if line.startswith(f"mobilevision_{series} ")).rpartition(" ")[2])
-
-
 def replies(server: Served) -> list[bytes]:
     found: list[Message] = []
     with VisionClient(server.grpc) as client:
@@ -34,14 +27,14 @@ def replies(server: Served) -> list[bytes]:
 
 
 def test_answers_are_those_of_the_inline_carrier_bit_for_bit(server: Served, archives: Path, tmp_path: Path) -> None:
-    assert metric(server, f'shm_in_use{{model="{MODEL}"}}') == 1
+    assert server.metric(f'shm_in_use{{model="{MODEL}"}}') == 1
     with served(archives, tmp_path, MOBILEVISION_SHM_MEGABYTES="0") as inline:
-        assert metric(inline, f'shm_in_use{{model="{MODEL}"}}') == 0
+        assert inline.metric(f'shm_in_use{{model="{MODEL}"}}') == 0
         expected = replies(inline)
     assert replies(server) == expected
     for kind in ("input", "output"):
-        assert metric(server, f'shm_slots{{kind="{kind}",model="{MODEL}",state="used"}}') == 0
-        assert metric(server, f'shm_slots{{kind="{kind}",model="{MODEL}",state="quarantined"}}') == 0
+        assert server.metric(f'shm_slots{{kind="{kind}",model="{MODEL}",state="used"}}') == 0
+        assert server.metric(f'shm_slots{{kind="{kind}",model="{MODEL}",state="quarantined"}}') == 0
 
 
 def test_a_killed_worker_and_a_killed_gateway_leave_no_slot_and_no_file(archives: Path, tmp_path: Path) -> None:
@@ -62,7 +55,7 @@ def test_a_killed_worker_and_a_killed_gateway_leave_no_slot_and_no_file(archives
                     time.sleep(0.1)
             for kind in ("input", "output"):
                 for state in ("used", "quarantined"):
-                    assert metric(server, f'shm_slots{{kind="{kind}",model="{MODEL}",state="{state}"}}') == 0
+                    assert server.metric(f'shm_slots{{kind="{kind}",model="{MODEL}",state="{state}"}}') == 0
         [left] = shm.iterdir()
         server.process.send_signal(signal.SIGKILL)
         server.process.wait()

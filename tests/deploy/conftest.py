@@ -1,0 +1,20 @@
+"""Every build the tests look at: the overlays, the base alone, with each component, with as many as fit together."""
+
+import pytest
+from manifests import COMPONENTS, OVERLAYS, Built, combinations, combined, overlay
+
+ALL = list(combinations(len(COMPONENTS)))
+LARGEST = [chosen for chosen in ALL if len(chosen) == len(ALL[-1])]
+BASES = [(), *combinations(1), LARGEST[0], LARGEST[-1]]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "built" in metafunc.fixturenames:
+        builds = [("overlay", name) for name in OVERLAYS] + [("base", *names) for names in BASES]
+        metafunc.parametrize("built", builds, ids="+".join, indirect=True)
+
+
+@pytest.fixture
+def built(request: pytest.FixtureRequest) -> Built:
+    kind, *names = request.param
+    return overlay(*names) if kind == "overlay" else combined(*names)

@@ -1,0 +1,291 @@
+"""What must hold of every build of deploy/k8s, whatever components it has."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fakes import toy_card
+from manifests import COMPONENTS, K8S, ROOT, VERSION, Built, combinations, combined
+
+from service import settings as settings_module
+from service.allocation import WORKER_BYTES
+from service.metrics import Metrics
+from service.server import GRPC_STOP_SECONDS
+from service.settings import DEFAULT_GRPC_PORT, DEFAULT_HTTP_PORT, Settings
+
+CLOSING_SECONDS = 1.0 + GRPC_STOP_SECONDS  # threads and connections, after the drain
+TORCHSERVE_STOP_SECONDS = 5.0  # a JVM ends within a second; it starts to when the gateway has ended
+PORTS = {DEFAULT_GRPC_PORT, DEFAULT_HTTP_PORT}
+
+
+def running(built: Built) -> list[dict[str, Any]]:
+    """The containers that keep running: the gateway and the sidecars."""
+    pod = built.pod
+    return [*pod["containers"], *(c for c in pod["initContainers"] if c.get("restartPolicy") == "Always")]
+
+
+def selects(selector: dict[str, str], built: Built) -> bool:
+    return bool(selector) and selector.items() <= built.pod_labels.items()
+
+
+def image_environment(image: str) -> dict[str, str]:
+    text = (ROOT / "deploy" / "docker" / f"{image}.Dockerfile").read_text()
+    return dict(re.findall(r"\b(MOBILEVISION_\w+)=(\S+)", text))
+
+
+@pytest.fixture
+def effective(built: Built, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings the gateway of this build really has: its image's, then the ConfigMap's."""
+    for name, value in (image_environment("gateway") | built.settings).items():
+        monkeypatch.setenv(name, value)
+    return settings_module.load()
+
+
+def test_one_file_holds_one_object() -> None:
+    for file in K8S.rglob("*.yaml"):
+        if file.name not in ("kustomization.yaml", "references.yaml"):
+            (document,) = yaml.safe_load_all(file.read_text())
+            assert {"apiVersion", "kind"} <= document.keys(), file
+
+
+def test_every_setting_is_known_and_valid(built: Built, effective: Settings) -> None:
+    assert effective.drain_delay_seconds > 0
+    assert effective.max_connection_age_seconds > 0
+    assert built.pod["enableServiceLinks"] is False, "MOBILEVISION_PORT of a Service would be an unknown setting"
+
+
+def test_all_in_one_namespace(built: Built) -> None:
+    for item in built.objects:
+        if item["kind"] not in ("Namespace", "PriorityClass"):
+            assert item["metadata"]["namespace"] == "mobilevision", item["metadata"]["name"]
+    text = yaml.safe_dump(built.of("ScaledObject") + built.of("InferenceService"))
+    assert set(re.findall(r'namespace="([^"]*)"', text)) <= {"mobilevision"}
+
+
+def test_images_are_ours_and_pinned(built: Built) -> None:
+    images = [c["image"] for c in (*built.pod["containers"], *built.pod["initContainers"])]
+    for image in images:
+        assert re.fullmatch(rf"mobilevision/(gateway|torchserve):{re.escape(VERSION)}(-cuda)?", image), image
+    for volume in built.pod["volumes"]:
+        if "image" in volume:
+            assert volume["image"]["reference"] == f"mobilevision/models:{VERSION}"
+
+
+def test_torchserve_starts_before_the_gateway_and_outlives_it(built: Built) -> None:
+    assert built.torchserve["restartPolicy"] == "Always"
+    names = [c["name"] for c in built.pod["initContainers"]]
+    assert names == (["models", "torchserve"] if built.of("Deployment") else ["torchserve"]), "models come first"
+    assert "torchserve-ready" in built.torchserve["startupProbe"]["exec"]["command"]
+    assert [c["name"] for c in built.pod["containers"]] in (["gateway"], ["kserve-container"])
+
+
+def test_every_container_is_probed_for_what_a_restart_would_mend(built: Built) -> None:
+    for container in running(built):
+        assert {"startupProbe", "livenessProbe"} <= container.keys(), container["name"]
+        for probe in ("startupProbe", "livenessProbe"):
+            assert container[probe]["timeoutSeconds"] >= 4, "a busy machine is no reason to restart"
+    gateway, tls = built.gateway, "MOBILEVISION_TLS_CERTIFICATE" in built.settings
+    assert gateway["startupProbe"]["httpGet"]["path"] == gateway["livenessProbe"]["httpGet"]["path"] == "/livez"
+    readiness = gateway["readinessProbe"]
+    if tls:  # which the kubelet's gRPC probe does not speak
+        assert readiness["httpGet"]["path"] == "/readyz"
+        assert "grpc" not in readiness
+    else:
+        assert readiness["grpc"] == {"port": DEFAULT_GRPC_PORT}
+    assert built.torchserve["livenessProbe"]["exec"]["command"] == ["torchserve-probe", "torchserve-live"]
+
+
+def test_the_startup_probe_waits_as_long_as_loading_may_take(built: Built, effective: Settings) -> None:
+    probe = built.torchserve["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= effective.startup_timeout_seconds
+
+
+def test_the_drain_fits_into_the_grace_period(built: Built, effective: Settings) -> None:
+    gateway_seconds = (
+        built.gateway["lifecycle"]["preStop"]["sleep"]["seconds"]
+        + effective.drain_delay_seconds
+        + effective.drain_timeout_seconds
+        + CLOSING_SECONDS
+    )
+    assert gateway_seconds + TORCHSERVE_STOP_SECONDS <= built.pod["terminationGracePeriodSeconds"]
+    # Not ready is noticed, and calls go elsewhere, before any call is refused.
+    readiness = built.gateway["readinessProbe"]
+    assert readiness["periodSeconds"] * readiness["failureThreshold"] <= effective.drain_delay_seconds
+
+
+def test_containers_can_do_nothing_they_need_not(built: Built) -> None:
+    pod = built.pod
+    assert pod["automountServiceAccountToken"] is False
+    context = pod["securityContext"]
+    assert (context["runAsNonRoot"], context["seccompProfile"]) == (True, {"type": "RuntimeDefault"})
+    # The key file is readable by its owner only, and the image's user.
+    assert context["runAsUser"] == context["runAsGroup"] == context["fsGroup"] == 10001
+    for image in ("gateway", "torchserve"):
+        assert "USER 10001:10001" in (ROOT / "deploy" / "docker" / f"{image}.Dockerfile").read_text()
+    for container in (*pod["containers"], *pod["initContainers"]):
+        own = container["securityContext"]
+        assert own["capabilities"] == {"drop": ["ALL"]}
+        assert (own["readOnlyRootFilesystem"], own["runAsNonRoot"]) == (True, True)
+        assert (own["allowPrivilegeEscalation"], own["privileged"]) == (False, False)
+    assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"}
+
+
+def test_every_container_has_requests_and_limits(built: Built) -> None:
+    for container in (*built.pod["containers"], *built.pod["initContainers"]):
+        for kind in ("requests", "limits"):
+            assert {"cpu", "memory", "ephemeral-storage"} <= container["resources"][kind].keys(), container["name"]
+
+
+def quantity_bytes(text: str) -> int:
+    number, unit = re.fullmatch(r"(\d+)(Mi|Gi)", text).groups()  # type: ignore[union-attr]
+    return int(number) * {"Mi": 2**20, "Gi": 2**30}[unit]
+
+
+def test_memory_is_enough_for_the_models_and_for_what_both_containers_share(built: Built, effective: Settings) -> None:
+    (shm,) = (v["emptyDir"] for v in built.pod["volumes"] if v["name"] == "shm")
+    assert quantity_bytes(shm["sizeLimit"]) > effective.shm_megabytes * 2**20
+    gateway, torchserve = (
+        quantity_bytes(container["resources"]["limits"]["memory"]) for container in (built.gateway, built.torchserve)
+    )
+    assert gateway >= 2 * quantity_bytes(shm["sizeLimit"])
+    assert torchserve >= len(effective.models) * effective.workers_per_model * WORKER_BYTES
+
+
+def test_both_containers_count_the_same_workers(effective: Settings) -> None:
+    assert effective.models, "an image may hold more than its memory limit is for"
+    assert effective.workers_per_model > 0, "the gateway would take 1 for granted"
+
+
+def test_volumes_fit_their_mounts_and_memory_is_bounded(built: Built, effective: Settings) -> None:
+    volumes = {volume["name"]: volume for volume in built.pod["volumes"]}
+    mounted: dict[str, dict[str, str]] = {}
+    for container in (*built.pod["containers"], *built.pod["initContainers"]):
+        mounted[container["name"]] = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {name for mounts in mounted.values() for name in mounts} == volumes.keys()
+    for name, volume in volumes.items():
+        assert "sizeLimit" in volume.get("emptyDir", {"sizeLimit": None}), name
+    gateway, torchserve = mounted[built.gateway["name"]], mounted["torchserve"]
+    assert volumes["shm"]["emptyDir"]["medium"] == volumes["keys"]["emptyDir"]["medium"] == "Memory"
+    assert gateway["shm"] == torchserve["shm"] == str(effective.shm_dir)
+    environment = image_environment("torchserve")
+    assert gateway["keys"] == torchserve["keys"] == str(Path(environment["MOBILEVISION_TORCHSERVE_KEY_FILE"]).parent)
+    assert torchserve["run"] == environment["MOBILEVISION_RUN_DIR"]
+    archives = (environment | built.settings)["MOBILEVISION_ARCHIVES"]
+    if built.of("Deployment"):
+        assert gateway["models"] == torchserve["models"] == archives
+    else:  # KServe mounts it into the gateway, at the same path
+        assert torchserve["kserve-pvc-source"] == archives == "/mnt/models"
+    writable = {m["name"] for c in running(built) for m in c["volumeMounts"] if not m.get("readOnly")}
+    assert writable == {"run", "keys", "shm"}
+
+
+def test_torchserve_is_reached_from_nowhere(built: Built) -> None:
+    """Its ports are on loopback, and no port, Service or rule names them."""
+    theirs = set()
+    for image in ("gateway", "torchserve"):
+        for name in ("MOBILEVISION_TORCHSERVE_INFERENCE", "MOBILEVISION_TORCHSERVE_MANAGEMENT"):
+            host, _, port = image_environment(image)[name].rpartition(":")
+            assert host == "127.0.0.1"
+            theirs.add(int(port))
+    assert len(theirs) == 2
+    assert not [name for name in built.settings if "TORCHSERVE" in name]
+    assert "ports" not in built.torchserve
+    assert {port["containerPort"] for port in built.gateway["ports"]} == PORTS
+    for service in built.of("Service"):
+        targets = {port["targetPort"] for port in service["spec"]["ports"]}
+        assert targets <= {"grpc", DEFAULT_GRPC_PORT}, "metrics are scraped from the pods"
+        assert service["spec"]["type"] == "ClusterIP"
+    for policy in built.of("NetworkPolicy"):
+        for rule in policy["spec"]["ingress"]:
+            assert {port["port"] for port in rule["ports"]} <= {"grpc", "http"}
+
+
+def test_metrics_are_for_the_monitoring_namespace_only(built: Built) -> None:
+    for policy in built.of("NetworkPolicy"):
+        spec = policy["spec"]
+        assert (spec["policyTypes"], spec["egress"]) == (["Ingress", "Egress"], [])
+        assert selects(spec["podSelector"]["matchLabels"], built)
+        for rule in spec["ingress"]:
+            if "http" in {port["port"] for port in rule["ports"]}:
+                assert rule["from"] == [
+                    {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+                ]
+
+
+def test_selectors_find_the_pods(built: Built) -> None:
+    for service in built.of("Service"):
+        assert selects(service["spec"]["selector"], built)
+    for kind in ("PodDisruptionBudget", "PodMonitor"):
+        for item in built.of(kind):
+            assert selects(item["spec"]["selector"]["matchLabels"], built)
+    for constraint in built.pod["topologySpreadConstraints"]:
+        assert selects(constraint["labelSelector"]["matchLabels"], built)
+    if built.of("Deployment"):
+        assert selects(built.one("Deployment")["spec"]["selector"]["matchLabels"], built)
+    for monitor in built.of("PodMonitor"):
+        (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+        assert endpoint["port"] in {port["name"] for port in built.gateway["ports"]}
+    for route in built.of("GRPCRoute"):
+        names = {service["metadata"]["name"] for service in built.of("Service")}
+        assert {b["name"] for rule in route["spec"]["rules"] for b in rule["backendRefs"]} <= names
+
+
+def test_a_rollout_takes_no_pod_away_before_its_successor_is_ready(built: Built) -> None:
+    if built.of("Deployment"):
+        rolling = built.one("Deployment")["spec"]["strategy"]["rollingUpdate"]
+    else:
+        rolling = built.one("InferenceService")["spec"]["predictor"]["deploymentStrategy"]["rollingUpdate"]
+    assert rolling == {"maxUnavailable": 0, "maxSurge": 1}
+    assert built.one("PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+
+
+def test_one_thing_at_most_says_how_many(built: Built) -> None:
+    scalers = built.of("HorizontalPodAutoscaler") + built.of("ScaledObject")
+    assert len(scalers) <= 1
+    if built.of("InferenceService"):
+        assert not scalers
+        assert built.one("InferenceService")["spec"]["predictor"]["minReplicas"] >= 2
+        return
+    deployment = built.one("Deployment")
+    assert ("replicas" in deployment["spec"]) == (not scalers)
+    for scaler in scalers:
+        spec = scaler["spec"]
+        target = spec["scaleTargetRef"]
+        assert (target["kind"], target["name"]) == ("Deployment", deployment["metadata"]["name"])
+        assert spec.get("minReplicas", spec.get("minReplicaCount")) >= 2
+        behavior = spec.get("behavior") or spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+        assert behavior["scaleDown"]["stabilizationWindowSeconds"] >= 300
+        assert behavior["scaleUp"]["stabilizationWindowSeconds"] == 0
+
+
+def test_scaling_asks_for_metrics_that_exist(built: Built) -> None:
+    metrics = Metrics()
+    metrics.add_model(toy_card(), queue_length=lambda: 0, queue_age=lambda: 0)
+    declared = {metric.name for metric in metrics.registry.collect()}
+    asked = set()
+    for scaler in built.of("ScaledObject") + built.of("InferenceService"):
+        asked |= set(re.findall(r"mobilevision_[a-z_]+(?=\{)", yaml.safe_dump(scaler, width=10_000)))
+    for scaler in built.of("HorizontalPodAutoscaler"):
+        names = {m["pods"]["metric"]["name"] for m in scaler["spec"]["metrics"] if m["type"] == "Pods"}
+        adapter = (ROOT / "docs" / "kubernetes.md").read_text()
+        assert all(f"as: {name}" in adapter for name in names), "prometheus-adapter needs a rule for each"
+        asked |= {name.removesuffix("_p95") for name in names}
+    assert {re.sub("_(bucket|total)$", "", name) for name in asked} <= declared
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("components", [c for c in combinations(len(COMPONENTS)) if len(c) > 1], ids="+".join)
+def test_every_combination_builds_and_loses_nothing(components: tuple[str, ...]) -> None:
+    """What a component adds alone is there in company too."""
+    together = combined(*components)
+    for component in components:
+        alone = combined(component)
+        assert _names(alone) <= _names(together)
+        assert {v["name"] for v in alone.pod["volumes"]} <= {v["name"] for v in together.pod["volumes"]}
+        assert alone.settings.items() - combined().settings.items() <= together.settings.items()
+
+
+def _names(built: Built) -> set[tuple[str, str]]:
+    return {(o["kind"], o["metadata"]["name"].partition("settings-")[0]) for o in built.objects}
