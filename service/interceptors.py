@@ -97,8 +97,11 @@ class Door(aio.ServerInterceptor):
         self._metrics.observe_request(
             record, service=SERVICE, code=code, reason=reason, duration_seconds=duration_seconds
         )
+        level = logging.INFO if error is None or error.code is not grpc.StatusCode.INTERNAL else logging.ERROR
+        if not _log.isEnabledFor(level):
+            return
         _log.log(
-            logging.INFO if error is None or error.code is not grpc.StatusCode.INTERNAL else logging.ERROR,
+            level,
             "%s %s",
             record.method,
             code,
