@@ -102,8 +102,12 @@ class Door(aio.ServerInterceptor):
         self._metrics.observe_request(
             record, service=SERVICE, code=code, reason=reason, duration_seconds=duration_seconds
         )
+        trace.end(record, error)
+        level = logging.INFO if error is None or error.code is not grpc.StatusCode.INTERNAL else logging.ERROR
+        if not _log.isEnabledFor(level):
+            return
         _log.log(
-            logging.INFO if error is None or error.code is not grpc.StatusCode.INTERNAL else logging.ERROR,
+            level,
             "%s %s",
             record.method,
             code,
@@ -120,7 +124,6 @@ class Door(aio.ServerInterceptor):
                 "stage_seconds": {stage: round(spent, 6) for stage, spent in record.stage_seconds.items()},
             },
         )
-        trace.end(record, error)
 
 
 def _request_id(metadata: Metadata) -> str:

@@ -215,12 +215,15 @@ async def test_a_full_queue_is_refused_with_a_time_to_retry() -> None:
 
 async def test_a_deadline_out_of_reach_is_refused_before_decoding_with_a_time_to_retry() -> None:
     async with running_gateway(max_batch=1, batches_per_worker=1) as running:
+        clock = asyncio.get_running_loop().time
+        began = clock()
         for _ in range(3):  # the gateway learns that a batch takes a moment
             await stub(running).Classify(vision_pb2.ClassifyRequest(image=IMAGE))
+        a_moment = clock() - began
         running.backend.gate = asyncio.Event()
         busy = asyncio.ensure_future(_reply(stub(running).Classify(vision_pb2.ClassifyRequest(image=IMAGE))))
         await until(lambda: _true(len(running.backend.batch_sizes) == 4))
-        await asyncio.sleep(2.0)  # long overdue: at least as long again is expected
+        await asyncio.sleep(2.0 + a_moment)  # long overdue: at least as long again is expected
         broken = vision_pb2.ClassifyRequest(image=b"never looked at")
         code, reason, info, retry = await failure(stub(running).Classify(broken, timeout=1.0))
         assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "DEADLINE_UNREACHABLE")

@@ -95,6 +95,14 @@ async def test_one_trace_from_the_caller_to_the_worker_the_log_and_the_histogram
     assert trace_id not in plain
 
 
+async def test_a_quiet_log_loses_no_trace(collector: tuple[str, Receiver], caplog: pytest.LogCaptureFixture) -> None:
+    endpoint, receiver = collector
+    caplog.set_level(logging.WARNING, "service.access")
+    async with running_gateway(tracing=start_tracing(endpoint, 0.0)) as running:
+        await asyncio.to_thread(classify, running.grpc)
+    assert "mobilevision.v1.VisionService/Classify" in receiver.spans
+
+
 async def test_a_collector_that_is_gone_does_not_hold_up_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spans, "CLOSE_SECONDS", 0.01)
     async with running_gateway(tracing=start_tracing("http://127.0.0.1:1", 1.0)) as running:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from fakes import read
-from serving import ROOT, served
+from serving import ROOT, Served, served
 
 from service import container_probe
 from service.client import CallFailed, VisionClient
@@ -57,17 +57,16 @@ def probe(question: str, environment: dict[str, str]) -> str | None:
     return None
 
 
-def answer(client: VisionClient) -> None:
-    """Wait until the gateway sees its TorchServe and answers."""
+def answer(client: VisionClient, server: Served) -> None:
+    """Wait until the gateway sees its TorchServe, answers, and both share memory."""
     deadline = time.monotonic() + SECONDS
     while True:
-        try:
+        with contextlib.suppress(CallFailed):
             assert client.classify(read("chelsea.jpg"), timeout_seconds=10).reply.model.name == MODEL
-        except CallFailed:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        else:
-            return
+            if server.metric(f'shm_in_use{{model="{MODEL}"}}') == 1:
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_gateway_beside_torchserve_finds_it_again_after_its_restart(archives: Path, tmp_path: Path) -> None:
@@ -85,9 +84,8 @@ def test_a_gateway_beside_torchserve_finds_it_again_after_its_restart(archives: 
         process = stack.enter_context(torchserve(environment, tmp_path / "first.log"))
         server = stack.enter_context(served(archives, tmp_path, MODEL, **environment))
         client = stack.enter_context(VisionClient(server.grpc))
-        answer(client)
+        answer(client, server)
         assert server.descendants() == []  # none of its own
-        assert server.metric(f'shm_in_use{{model="{MODEL}"}}') == 1
         assert probe("torchserve-live", environment) is None
 
         process.send_signal(signal.SIGTERM)
@@ -97,4 +95,4 @@ def test_a_gateway_beside_torchserve_finds_it_again_after_its_restart(archives: 
             client.classify(read("chelsea.jpg"), timeout_seconds=5)
 
         stack.enter_context(torchserve(environment, tmp_path / "second.log"))  # with other tokens
-        answer(client)
+        answer(client, server)

@@ -43,9 +43,9 @@ def test_a_sweep_ends_with_settings_that_serve_reads(archives: Path, tmp_path: P
 
 @pytest.mark.timeout(600)
 def test_ctrl_c_stops_the_server_and_says_what_there_is(archives: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command(archives, tmp_path, "--goal-ms", "50"), cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
+    # `env`: where tests run in the background of a script, SIGINT is ignored, and children inherit that.
+    wanted = ["env", "--default-signal=INT", *command(archives, tmp_path, "--goal-ms", "50")]
+    process = subprocess.Popen(wanted, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     deadline = time.monotonic() + 120
     while not children.read_text():

@@ -1,7 +1,6 @@
 import hashlib
 import io
 import json
-import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -167,22 +166,30 @@ def test_a_batch_that_does_not_fit_is_refused(tmp_path, batch):
         runner.run(batch)
 
 
-def compiles_nothing(runner, batches):
-    """The first 50 requests at each size, in CPU time of this thread: TorchScript compiles here, and other programs
-    on the machine do not count."""
-    spec = runner.spec
-    for batch in batches:
-        pixels = np.zeros((batch, spec.height_px, spec.width_px, 3), np.uint8)
-        seconds = []
-        for _ in range(50):
-            started = time.thread_time()
-            runner.run(pixels)
-            seconds.append(time.thread_time() - started)
-        assert max(seconds) / statistics.median(seconds) < 3, f"batch {batch}"
+def compiles_nothing(load, batches):
+    """The first 50 requests at each size, in CPU time of this thread: TorchScript compiles here.
+
+    A compilation comes at the same request after every load, a disturbance by other programs does not: the quickest
+    of three loads counts for each request.
+    """
+    loads = []
+    for _ in range(3):
+        runner, seconds = load(), []
+        for batch in batches:
+            pixels = np.zeros((batch, runner.spec.height_px, runner.spec.width_px, 3), np.uint8)
+            for _ in range(50):
+                started = time.thread_time()
+                runner.run(pixels)
+                seconds.append(time.thread_time() - started)
+        loads.append(seconds)
+    quickest = np.min(loads, axis=0).reshape(len(batches), 50)
+    worst = quickest.max(axis=1) / np.median(quickest, axis=1)
+    assert worst.max() < 3, dict(zip(batches, worst, strict=True))
 
 
 def test_no_request_after_ready_pays_a_compilation(tmp_path):
-    compiles_nothing(runtime.load(unpack_archive(tmp_path, max_batch=64), gpu_id=None, options=FLOAT32), SIZES)
+    unpack_archive(tmp_path, max_batch=64)
+    compiles_nothing(lambda: runtime.load(tmp_path, gpu_id=None, options=FLOAT32), SIZES)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +204,7 @@ def test_no_request_after_ready_pays_a_compilation_of_a_real_model(tmp_path, bat
     module = export.save(export.script(export.served(entry, assemble.build(entry).eval())))
     outputs = [{"name": n, "dtype": d, "shape": [100]} for n, d in (("scores", "float32"), ("labels", "int32"))]
     write_archive(tmp_path, module, side=side, max_batch=16, outputs=outputs)
-    compiles_nothing(runtime.load(tmp_path, gpu_id=None, options=RuntimeOptions(threads=1)), batches)
+    compiles_nothing(lambda: runtime.load(tmp_path, gpu_id=None, options=RuntimeOptions(threads=1)), batches)
 
 
 def test_options_come_from_the_environment():
