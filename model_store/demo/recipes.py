@@ -51,7 +51,7 @@ class Recipe:
         return self.sides_px[min(step * len(self.sides_px) // self.steps, len(self.sides_px) - 1)]
 
 
-# Run twice in a row, the second time from where the first ended.
+# Run three times in a row, each from where the one before ended, the last on pictures not seen before.
 _SEGMENT_FINE = Recipe(
     entry="demo_segment",
     task=Task.SEGMENT,
@@ -101,7 +101,8 @@ RECIPES = MappingProxyType(
             peak_rate=1.5e-3,
         ),
         "segment_fine": _SEGMENT_FINE,
-        "segment": replace(_SEGMENT_FINE, steps=900, starts_from="segment_fine"),
+        "segment_finer": replace(_SEGMENT_FINE, steps=900, starts_from="segment_fine"),
+        "segment": replace(_SEGMENT_FINE, pictures=6000, steps=2000, starts_from="segment_finer", seed=21),
     }
 )
 
