@@ -1,6 +1,7 @@
 """The `mobilevision` command. Parses, calls, prints; no logic of its own."""
 
 import asyncio
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +22,10 @@ from service.client import commands as client_commands
 from service.container import become_torchserve
 from service.demo import DemoFailed, run_demo
 from service.eval import commands as eval_commands
+from service.fleet import FleetFailed
 from service.launch import EmbeddedError
-from service.server import Address, PortTaken, serve
+from service.ports import PortTaken
+from service.server import Address, serve
 from service.tracing import TracingUnavailable
 from service.tune import commands as tune_commands
 
@@ -112,7 +115,30 @@ def serve_command(
                     ready_file=ready_file,
                 )
             )
-    except (settings.SettingsError, catalogs.CatalogError, PortTaken, TracingUnavailable, EmbeddedError) as error:
+    except (
+        settings.SettingsError,
+        catalogs.CatalogError,
+        PortTaken,
+        TracingUnavailable,
+        EmbeddedError,
+        FleetFailed,
+    ) as error:
+        _fail(str(error))
+
+
+@app.command(hidden=True)
+def gateway_process(number: int, processes: int) -> None:
+    """Be one of several gateway processes: settings from the environment, the address as JSON on standard output."""
+    try:
+        chosen = settings.load()
+        logs.configure(level=chosen.log_level, log_format=chosen.log_format, process=number)
+        catalog = catalogs.read(chosen.archives, models=chosen.models, default_models=chosen.default_models)
+
+        def announce(address: Address) -> None:
+            print(json.dumps({"grpc": address.grpc, "http": address.http}), flush=True)
+
+        asyncio.run(serve(chosen, catalog, on_ready=announce, peers=processes))
+    except (settings.SettingsError, catalogs.CatalogError, PortTaken, TracingUnavailable) as error:
         _fail(str(error))
 
 

@@ -1,13 +1,22 @@
-"""How many workers a model gets, and how many threads each: what `workers_per_model` and `worker_threads` mean at 0.
+"""How many workers a model gets, how many threads each, and how many gateway processes: what these settings mean at 0.
 
-In: the machine, the number of models, what the operator asked for. Out: two numbers of at least 1. Never imports torch.
+In: the machine, the number of models, what the operator asked for. Out: numbers of at least 1. Never imports torch.
 
 The rule: every model can use the whole machine by itself, because models are seldom all busy at once. The cores are
 shared out as workers, because one-thread workers do more than one worker with many threads; where that leaves a model
 with fewer workers than cores, each worker's threads fill the rest. Memory bounds the workers. A GPU gets two per model,
 so that the copies of one overlap the computing of the other (not measured yet).
+
+One gateway process is one event loop, which a machine of some size can outrun. More of them share the cores, the memory
+and the workers (`shared_out`). Any of them may be the only one with connections, so each counts with all workers; what
+they share out is how many batches are sent to a worker, at least one each. So no worker stays idle while something
+waits, and while all gateways are busy, the others' batches stand before a worker where one's own next batch would. A
+gateway cannot see those: to it batches take longer, by as much as it gets fewer of the workers, and from that its
+predictions learn what to promise. A gateway that is busy alone pays with the moments between two batches.
 """
 
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,6 +27,10 @@ from service.settings import Settings
 WORKER_BYTES = 2**30
 WORKERS_PER_GPU = 2
 MOST_WORKERS = 64  # as many as the setting takes
+CORES_PER_GATEWAY = 4
+# Each more makes batches smaller, and an urgent picture wait for one batch more. Simulated with twice the work that 12
+# workers can do, two answer as much as one, three a sixth less, four a third less: more have to be asked for.
+MOST_GATEWAYS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +58,30 @@ def workers_and_threads(machine: Machine, *, models: int, workers: int = 0, thre
     return workers, threads or max(1, machine.cores // workers)
 
 
+def gateways(cores: int, platform: str = sys.platform) -> int:
+    """Gateway processes. Elsewhere than on Linux, SO_REUSEPORT does not spread the connections."""
+    return max(1, min(cores // CORES_PER_GATEWAY, MOST_GATEWAYS)) if platform == "linux" else 1
+
+
+def with_gateways(settings: Settings, cores: int) -> Settings:
+    """The settings with the number of gateway processes in place of 0."""
+    return settings.model_copy(update={"gateway_processes": settings.gateway_processes or gateways(cores)})
+
+
+def shared_out(settings: Settings, cores: int) -> Settings:
+    """The settings of each of several gateway processes: its share of the machine and of the places at the workers."""
+    processes = settings.gateway_processes
+    return settings.model_copy(
+        update={
+            "batches_per_worker": max(1, settings.batches_per_worker // processes),
+            "decode_threads": math.ceil((settings.decode_threads or cores) / processes),
+            "shm_megabytes": math.ceil(settings.shm_megabytes / processes),
+        }
+    )
+
+
 def resolved(settings: Settings, machine: Machine, *, models: int) -> Settings:
-    """The settings with both numbers in place of 0."""
+    """The settings with the numbers of workers and of threads in place of 0."""
     workers, threads = workers_and_threads(
         machine, models=models, workers=settings.workers_per_model, threads=settings.worker_threads
     )

@@ -20,6 +20,7 @@ from service.settings import Settings, child_environment
 
 MAX_MESSAGE_BYTES = 256 * 2**20  # one frame: 64 pictures of 512 x 512 and room to spare
 # Linux holds a Unix socket's path in 108 bytes; TorchServe's longest under the run directory is 20.
+LEAST_QUEUE = 100  # calls TorchServe holds per model
 MAX_RUN_DIRECTORY_CHARS = 85
 # TorchServe's tokens end after an hour by default, and every call with them; they live as long as the JVM here.
 TOKEN_MINUTES = 10 * 365 * 24 * 60
@@ -59,7 +60,7 @@ class EmbeddedConfig:
     startup_timeout_seconds: float = 180.0
     response_timeout_seconds: int = 60  # TorchServe kills a worker that takes longer over a batch
     max_message_bytes: int = MAX_MESSAGE_BYTES
-    queue_size: int = 100  # calls TorchServe holds per model; the gateway sends no more than it has workers
+    queue_size: int = LEAST_QUEUE  # calls TorchServe holds per model; the gateways send no more than the workers need
     heap_megabytes: int = 512
     log_to_console: bool = False  # standard output, JSON lines, instead of files in the run directory
     python: Path = Path(sys.executable)
@@ -91,6 +92,9 @@ def config_for(settings: Settings, catalog: Catalog) -> EmbeddedConfig:
         startup_timeout_seconds=settings.startup_timeout_seconds,
         # Both give up on a batch together, so that a slot falls free when its worker does.
         response_timeout_seconds=math.ceil(settings.batch_timeout_seconds),
+        queue_size=max(
+            LEAST_QUEUE, settings.workers_per_model * max(settings.batches_per_worker, settings.gateway_processes)
+        ),
     )
 
 

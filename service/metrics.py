@@ -71,6 +71,7 @@ class Metrics:
         self._worker_ready = gauge("worker_ready", "Whether the model answers requests (1) or not (0).", "model")
         self._worker_count = gauge("workers", "Backend workers ready.", "model")
         self._restarts = counter("worker_restarts", "Restarts of the embedded TorchServe.")
+        self._gateway_restarts = counter("gateway_restarts", "Restarts of one of several gateway processes.")
         self._shm_slots = gauge("shm_slots", "Slots of shared memory, by state.", "model", "kind", "state")
         self._shm_shared = gauge(
             "shm_in_use", "Whether the model's batches travel in shared memory (1) or inline (0).", "model"
@@ -187,6 +188,10 @@ class Metrics:
     def backend_restarted(self) -> None:
         """Count a restart of the embedded TorchServe."""
         self._restarts.inc()
+
+    def gateway_restarted(self) -> None:
+        """Count a gateway process started again."""
+        self._gateway_restarts.inc()
 
     def page(self, accept: str = "") -> bytes:
         """Render the page Prometheus scrapes, in the format its Accept header asks for; OpenMetrics has exemplars."""

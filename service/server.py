@@ -1,24 +1,25 @@
 """The composition root: constructs every part, wires them, starts and stops them in order. Nobody else constructs.
 
 `Gateway` is everything around a backend; `serve` adds the backend (a TorchServe of its own, or one started elsewhere),
-signals, and the file that tells others where the gateway listens.
+signals, and the file that tells others where the gateway listens. With several gateway processes, the `Gateway` is in
+each of them, and this one has a `Fleet` in its place.
 """
 
 import asyncio
 import contextlib
-import errno
 import json
 import logging
 import math
 import os
 import signal
-import socket
+import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -26,7 +27,7 @@ from grpc_reflection.v1alpha import reflection
 
 from handlers.hardware import usable_cores
 from model_store.card import Card
-from service import allocation, gpu
+from service import allocation, gpu, ports
 from service.api import VisionApi
 from service.backend import Backend, ModelStatus
 from service.batcher import Batcher
@@ -35,29 +36,30 @@ from service.catalog import Catalog
 from service.decode import Decoder, Limits
 from service.dispatch import Dispatcher
 from service.embedded import EmbeddedTorchServe
+from service.fleet import Fleet
 from service.health import SERVICE, Health
 from service.interceptors import Door
 from service.launch import MAX_MESSAGE_BYTES, config_for
+from service.member import MemberProcess
 from service.metrics import Metrics
 from service.pb.mobilevision.v1 import vision_pb2_grpc
 from service.pipeline import Pipeline
-from service.probes import Heartbeat, ProbeServer
+from service.probes import GatewayProbes, Heartbeat, ProbeServer
 from service.region import Region, SharedDirectory, Size, shares
-from service.settings import DEFAULT_GRPC_PORT, DEFAULT_HTTP_PORT, Settings, child_environment
+from service.settings import DEFAULT_GRPC_PORT, DEFAULT_HTTP_PORT, Settings, as_environment, child_environment
 from service.tls import server_credentials
 from service.torchserve import TorchServeBackend, TorchServeEndpoint
 from service.tracing import OFF, Tracing, start_tracing
 
 RETRY_AFTER_SECONDS = 1.0
-HEARTBEAT_SECONDS = 0.5
 REFUSAL_SECONDS = 0.5  # long enough for busy clients to be told to go elsewhere
 GRPC_STOP_SECONDS = 1.0  # replies on their way out, health watchers
+FLEET_STOP_SECONDS = 10.0  # of a gateway process, beside its drain: batches that are not awaited any more, its pools
+LOOPBACK = "127.0.0.1"
+
+Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
-
-
-class PortTaken(Exception):
-    """A port the operator asked for is in use; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +72,24 @@ class Address:
 
 
 class Gateway:
-    """Everything around a backend. Construct inside a running event loop, `start`, then `stop`."""
+    """Everything around a backend. Construct inside a running event loop, `start`, then `stop`.
+
+    `peers`: gateway processes that share the gRPC port and the workers, this one included.
+    """
 
     def __init__(
-        self, *, settings: Settings, catalog: Catalog, backend: Backend, metrics: Metrics, tracing: Tracing = OFF
+        self,
+        *,
+        settings: Settings,
+        catalog: Catalog,
+        backend: Backend,
+        metrics: Metrics,
+        tracing: Tracing = OFF,
+        peers: int = 1,
     ) -> None:
         self._settings = settings
         self._backend = backend
+        self._peers = peers
         self._workers = settings.workers_per_model or 1  # where nothing is known of those of another's TorchServe
         clock = asyncio.get_running_loop().time
         threads = settings.decode_threads or usable_cores()
@@ -91,7 +104,7 @@ class Gateway:
             models=[card.name for card in catalog.cards],
             metrics=metrics,
             poll_seconds=settings.health_poll_seconds,
-            stuck_seconds=settings.batch_timeout_seconds / 2,
+            stuck_seconds=settings.batch_timeout_seconds / 2 * peers,  # it may wait for a batch of each of them
         )
         self._shm: SharedDirectory | None = None
         regions = self._regions(catalog, metrics, threads)
@@ -132,7 +145,8 @@ class Gateway:
                 # Twice the limit, so that pictures somewhat too large get our answer, not the transport's.
                 ("grpc.max_receive_message_length", 2 * settings.max_image_bytes + 2**20),
                 ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),  # a second gateway on the same port is a mistake, not load balancing
+                # Unless it is one of ours, a second gateway on the same port is a mistake, not load balancing.
+                ("grpc.so_reuseport", int(peers > 1)),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 *_connection_age(settings),
@@ -164,8 +178,11 @@ class Gateway:
 
     async def _start(self) -> tuple[str, str]:
         settings = self._settings
-        grpc_port = _choose_port(settings.grpc_host, settings.grpc_port, DEFAULT_GRPC_PORT)
-        http_port = _choose_port(settings.http_host, settings.http_port, DEFAULT_HTTP_PORT)
+        if self._peers > 1 and settings.grpc_port:  # held for all of us by the supervisor
+            grpc_port = settings.grpc_port
+        else:
+            grpc_port = ports.choose(settings.grpc_host, settings.grpc_port, DEFAULT_GRPC_PORT)
+        http_port = ports.choose(settings.http_host, settings.http_port, DEFAULT_HTTP_PORT)
         await self.health.check()
         await asyncio.gather(*(carrier.agree() for carrier in self._carriers.values()))
         address, credentials = f"{settings.grpc_host}:{grpc_port}", server_credentials(settings)
@@ -176,12 +193,10 @@ class Gateway:
         self._probes = ProbeServer(
             host=settings.http_host,
             port=http_port,
-            health=self.health,
-            metrics=self._metrics,
-            heartbeat=self._heartbeat,
+            probes=GatewayProbes(health=self.health, metrics=self._metrics, heartbeat=self._heartbeat),
         )
         await self._server.start()
-        self._tasks = [asyncio.create_task(self.health.run()), asyncio.create_task(self._beat())]
+        self._tasks = [asyncio.create_task(self.health.run()), asyncio.create_task(self._heartbeat.run())]
         return f"{settings.grpc_host}:{grpc_port}", f"{settings.http_host}:{self._probes.port}"
 
     async def stop(self) -> None:
@@ -244,7 +259,7 @@ class Gateway:
             card=card,
             carrier=self._carriers[name],
             # A batch may wait at its worker for those sent before it.
-            batch_timeout_seconds=settings.batch_timeout_seconds * settings.batches_per_worker,
+            batch_timeout_seconds=settings.batch_timeout_seconds * settings.batches_per_worker * self._peers,
             clock=clock,
             on_retry=lambda: metrics.batch_retried(name),
             on_trouble=self.health.suspect,
@@ -265,11 +280,6 @@ class Gateway:
         metrics.add_model(card, queue_length=lambda: batcher.queue_length, queue_age=batcher.queue_age_seconds)
         return batcher
 
-    async def _beat(self) -> None:
-        while True:
-            self._heartbeat.beat()
-            await asyncio.sleep(HEARTBEAT_SECONDS)
-
 
 async def serve(
     settings: Settings,
@@ -279,70 +289,161 @@ async def serve(
     on_ready: Callable[[Address], None] = lambda address: None,
     on_stopping: Callable[[], None] = lambda: None,
     ready_file: Path | None = None,
+    peers: int = 1,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process at once.
 
-    Raises `PortTaken`, `TracingUnavailable`, `EmbeddedError`, `SettingsError`. `ready_file` holds the address as JSON
-    while the gateway answers.
+    Raises `PortTaken`, `TracingUnavailable`, `EmbeddedError`, `FleetFailed`, `SettingsError`. `ready_file` holds the
+    address as JSON while calls are answered. `peers`: see `Gateway`.
     """
     began = time.monotonic()
-    for host, port in ((settings.grpc_host, settings.grpc_port), (settings.http_host, settings.http_port)):
-        if port:  # a port that is taken is told before the models load, not after
-            _choose_port(host, port, port)
+    settings = allocation.with_gateways(settings, usable_cores())
     tracing = start_tracing(settings.otlp_endpoint, settings.trace_sample_ratio)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _on_signal, stop, number)
-    if settings.torchserve_inference is None:
-        machine = allocation.Machine.here(child_environment())
-        settings = allocation.resolved(settings, machine, models=len(catalog.cards))
-        _log.info("%d workers per model, %d threads each", settings.workers_per_model, settings.worker_threads)
-    metrics = Metrics()
-    gpu.watch(metrics.registry)
     async with contextlib.AsyncExitStack() as stack:
-        backend_ready = asyncio.ensure_future(
-            stack.enter_async_context(_backend(settings, catalog, metrics, on_progress))
-        )
-        stopped = asyncio.ensure_future(stop.wait())
-        await asyncio.wait({backend_ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if stop.is_set():
-            backend_ready.cancel()
-            await asyncio.gather(backend_ready, return_exceptions=True)
+        # A port that is taken is told before the models load, not after.
+        settings = stack.enter_context(_ports_checked(settings, peers))
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, _on_signal, stop, number)
+        stopped = asyncio.create_task(_set(stop))
+        if settings.torchserve_inference is None:
+            machine = allocation.Machine.here(child_environment())
+            settings = allocation.resolved(settings, machine, models=len(catalog.cards))
+            _log.info("%d workers per model, %d threads each", settings.workers_per_model, settings.worker_threads)
+        metrics = Metrics()
+        if peers == 1:  # one page of them all tells of a GPU once
+            gpu.watch(metrics.registry)
+        torchserve = _torchserve(settings, catalog, metrics, on_progress)
+        endpoint = await _unless(stopped, stack.enter_async_context(torchserve))
+        if endpoint is None:
             return
-        gateway = Gateway(
-            settings=settings, catalog=catalog, backend=backend_ready.result(), metrics=metrics, tracing=tracing
-        )
-        grpc_address, http_address = await gateway.start()
-        address = Address(grpc=grpc_address, http=http_address, startup_seconds=time.monotonic() - began)
-        _log.info("ready", extra={"grpc": grpc_address, "http": http_address})
+        if settings.gateway_processes > 1:
+            front = await _unless(stopped, _fleet(settings, endpoint, metrics))
+        else:
+            front = await _gateway(settings, catalog, endpoint, metrics, tracing, peers)
+        if front is None:
+            return
+        address = Address(grpc=front.grpc, http=front.http, startup_seconds=time.monotonic() - began)
+        _log.info("ready", extra={"grpc": front.grpc, "http": front.http})
         if ready_file is not None:
             _write_ready_file(ready_file, address)
         on_ready(address)
         try:
-            await stopped
+            await asyncio.wait({stopped, front.running}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             on_stopping()
             if ready_file is not None:
                 ready_file.unlink(missing_ok=True)  # noqa: ASYNC240 - one small file
-            await gateway.stop()
+            front.running.cancel()
+            await asyncio.gather(front.running, return_exceptions=True)
+            await front.stop()
+        if not front.running.cancelled():
+            front.running.result()  # raises why it ended
+
+
+@dataclass(frozen=True, slots=True)
+class _Front:
+    """What answers calls: a gateway, or several in processes of their own. `running` ends by itself only on failure."""
+
+    grpc: str
+    http: str
+    running: asyncio.Future[None]
+    stop: Callable[[], Awaitable[None]]
+
+
+async def _gateway(
+    settings: Settings,
+    catalog: Catalog,
+    endpoint: TorchServeEndpoint,
+    metrics: Metrics,
+    tracing: Tracing,
+    peers: int,
+) -> _Front:
+    backend = TorchServeBackend(endpoint)
+    gateway = Gateway(
+        settings=settings, catalog=catalog, backend=backend, metrics=metrics, tracing=tracing, peers=peers
+    )
+    grpc_address, http_address = await gateway.start()
+    return _Front(grpc_address, http_address, asyncio.get_running_loop().create_future(), gateway.stop)
+
+
+async def _fleet(settings: Settings, endpoint: TorchServeEndpoint, metrics: Metrics) -> _Front:
+    """The gateway processes, each as if TorchServe were started elsewhere, with probes of its own on a free port."""
+    processes = settings.gateway_processes
+    theirs = allocation.shared_out(settings, usable_cores()).model_copy(
+        update={
+            "gateway_processes": 1,
+            "http_host": LOOPBACK,
+            "http_port": 0,
+            "torchserve_inference": endpoint.inference_address,
+            "torchserve_management": endpoint.management_address,
+            "torchserve_key_file": endpoint.key_file,
+        }
+    )
+    environment = child_environment(**as_environment(theirs))
+
+    def spawn(number: int) -> Awaitable[MemberProcess]:
+        command = [sys.executable, "-m", "service", "gateway-process", str(number), str(processes)]
+        return MemberProcess.spawn(command, environment)
+
+    stop_seconds = settings.drain_delay_seconds + settings.drain_timeout_seconds + REFUSAL_SECONDS + GRPC_STOP_SECONDS
+    http_port = ports.choose(settings.http_host, settings.http_port, DEFAULT_HTTP_PORT)
+    fleet = Fleet(
+        processes=processes,
+        spawn=spawn,
+        metrics=metrics,
+        drain_seconds=stop_seconds + FLEET_STOP_SECONDS,
+        http=(settings.http_host, http_port),
+        clock=time.monotonic,
+    )
+    http_address = await fleet.start()
+    running = asyncio.create_task(fleet.run())
+    return _Front(f"{settings.grpc_host}:{settings.grpc_port}", http_address, running, fleet.stop)
+
+
+@contextlib.contextmanager
+def _ports_checked(settings: Settings, peers: int) -> Iterator[Settings]:
+    """The settings, with a gRPC port that is held where several processes will share it. Raises `PortTaken`."""
+    if settings.http_port:
+        ports.choose(settings.http_host, settings.http_port, DEFAULT_HTTP_PORT)
+    if settings.gateway_processes > 1:
+        with ports.reserved(settings.grpc_host, settings.grpc_port, DEFAULT_GRPC_PORT) as port:
+            yield settings.model_copy(update={"grpc_port": port})
+        return
+    if settings.grpc_port and peers == 1:
+        ports.choose(settings.grpc_host, settings.grpc_port, DEFAULT_GRPC_PORT)
+    yield settings
+
+
+async def _set(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def _unless(stopped: asyncio.Task[None], starting: Awaitable[Result]) -> Result | None:
+    """What was started; None, and it is cancelled, where we are stopped first."""
+    started = asyncio.ensure_future(starting)
+    both: list[asyncio.Future[Any]] = [started, stopped]
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    if started.done():
+        return started.result()
+    started.cancel()
+    await asyncio.gather(started, return_exceptions=True)
+    return None
 
 
 @contextlib.asynccontextmanager
-async def _backend(
+async def _torchserve(
     settings: Settings,
     catalog: Catalog,
     metrics: Metrics,
     on_progress: Callable[[Mapping[str, ModelStatus]], None],
-) -> AsyncIterator[Backend]:
+) -> AsyncIterator[TorchServeEndpoint]:
     if settings.torchserve_inference is not None and settings.torchserve_management is not None:
-        yield TorchServeBackend(
-            TorchServeEndpoint(
-                inference_address=settings.torchserve_inference,
-                management_address=settings.torchserve_management,
-                key_file=settings.torchserve_key_file,
-                max_message_bytes=MAX_MESSAGE_BYTES,
-            )
+        yield TorchServeEndpoint(
+            inference_address=settings.torchserve_inference,
+            management_address=settings.torchserve_management,
+            key_file=settings.torchserve_key_file,
+            max_message_bytes=MAX_MESSAGE_BYTES,
         )
         return
     config = config_for(settings, catalog)
@@ -350,7 +451,7 @@ async def _backend(
     endpoint = await torchserve.start()
     supervisor = asyncio.create_task(torchserve.supervise())
     try:
-        yield TorchServeBackend(endpoint)
+        yield endpoint
     finally:
         # First, so that the supervisor does not take the stop for a crash.
         await torchserve.stop()
@@ -372,22 +473,6 @@ def _on_signal(stop: asyncio.Event, number: int) -> None:
     if stop.is_set():
         os._exit(128 + number)  # the leash takes TorchServe along
     stop.set()
-
-
-def _choose_port(host: str, port: int | None, default: int) -> int:
-    """The port asked for, or the default, or 0 (any) where the default is taken. Raises `PortTaken`."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, default if port is None else port))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise PortTaken(f"cannot listen on {host}:{port or default}: {error.strerror}") from error
-            if port is None:
-                return 0
-            raise PortTaken(f"port {port} on {host} is taken; choose another, or 0 for a free one") from error
-    return default if port is None else port
 
 
 def _write_ready_file(path: Path, address: Address) -> None:

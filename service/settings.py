@@ -4,6 +4,7 @@ The only module of the service that reads the environment. A `Settings` object i
 `server`, which gives each part what it needs.
 """
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -80,11 +81,24 @@ class Settings(BaseSettings):
     default_deadline_seconds: float = Field(
         default=10.0, gt=0, le=3600, description="Deadline of calls that come without one, seconds."
     )
+    gateway_processes: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="Processes that share the gRPC port; each new connection goes to one of them. 0: 2 on Linux with 8 "
+        "cores or more, else 1. More are for machines whose workers outrun two event loops: batches get smaller.",
+    )
     max_inflight_requests: int = Field(
-        default=512, ge=1, le=100_000, description="Inference requests in work at once; more are refused."
+        default=512,
+        ge=1,
+        le=100_000,
+        description="Inference requests in work at once per gateway process; more are refused.",
     )
     max_queue: int = Field(
-        default=128, ge=1, le=100_000, description="Pictures waiting per model and priority; more are refused."
+        default=128,
+        ge=1,
+        le=100_000,
+        description="Pictures waiting per gateway process, model and priority; more are refused.",
     )
     max_batch: int = Field(default=16, ge=1, le=64, description="Most pictures in one batch (the card may say less).")
     batch_timeout_seconds: float = Field(
@@ -224,6 +238,15 @@ def load(config: Path | None = None, **overrides: object) -> Settings:
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
         raise SettingsError("; ".join(lines)) from error
+
+
+def as_environment(settings: Settings) -> Mapping[str, str]:
+    """The environment from which `load` reads the same settings again."""
+    values = settings.model_dump(mode="json", exclude_none=True)
+    return {
+        f"{Settings.model_config['env_prefix']}{name}".upper(): value if isinstance(value, str) else json.dumps(value)
+        for name, value in values.items()
+    }
 
 
 def child_environment(**extra: str) -> Mapping[str, str]:

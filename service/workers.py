@@ -36,7 +36,8 @@ class Workers:
 
     def finish(self, key: Hashable, now: float) -> None:
         """A batch was answered or lost; its worker takes the oldest that waits."""
-        del self._flight[key]
+        if self._flight.pop(key).started_seconds is None:
+            return  # refused while it waited, or taken by a worker we do not know of: ours are as busy as before
         for sent in self._flight.values():
             if sent.started_seconds is None:
                 sent.started_seconds = now

@@ -69,6 +69,7 @@ class World:
     workers: int = 1
     batches_per_worker: int = 2
     max_queue: int = 128
+    beside: "World | None" = None  # another gateway, whose workers these are too
     outcomes: list[Outcome] = field(default_factory=list)
     batches: list[tuple[float, int]] = field(default_factory=list)  # when taken by a worker, size
     sent: list[list[Job]] = field(default_factory=list)
@@ -79,7 +80,7 @@ class World:
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._worker = asyncio.Semaphore(self.workers)
+        self._worker = asyncio.Semaphore(self.workers) if self.beside is None else self.beside._worker
         self.batcher = Batcher(
             max_batch=self.max_batch,
             workers=self.workers,

@@ -1,6 +1,14 @@
 import pytest
 
-from service.allocation import MOST_WORKERS, Machine, resolved, workers_and_threads
+from service.allocation import (
+    MOST_WORKERS,
+    Machine,
+    gateways,
+    resolved,
+    shared_out,
+    with_gateways,
+    workers_and_threads,
+)
 from service.settings import Settings
 
 GIB = 2**30
@@ -40,3 +48,38 @@ def test_this_machine_has_something_to_share():
     assert machine.cores >= 1
     assert machine.memory_bytes > 2**28
     assert machine.gpus == 0
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, 1), (4, 1), (7, 1), (8, 2), (12, 2), (256, 2)])
+def test_gateway_processes(cores, expected):
+    assert gateways(cores, "linux") == expected
+    assert gateways(cores, "darwin") == 1
+
+
+def test_gateway_processes_asked_for_stay():
+    assert with_gateways(Settings(), 7).gateway_processes == 1
+    assert with_gateways(Settings(gateway_processes=3), 2).gateway_processes == 3
+
+
+@pytest.mark.parametrize(
+    ("processes", "batches_per_worker", "each"),
+    [(2, 2, 1), (2, 4, 2), (4, 2, 1), (3, 8, 2), (2, 1, 1)],
+)
+def test_gateways_share_the_machine_and_the_places_at_the_workers(processes, batches_per_worker, each):
+    before = Settings(
+        gateway_processes=processes,
+        batches_per_worker=batches_per_worker,
+        workers_per_model=3,
+        shm_megabytes=100,
+        max_queue=7,
+    )
+    after = shared_out(before, 12)
+    assert after.batches_per_worker == each
+    assert after.workers_per_model == 3  # the only one with work can use them all
+    assert (after.max_queue, after.max_inflight_requests) == (7, before.max_inflight_requests)
+    assert processes * after.decode_threads == 12
+    assert 100 <= processes * after.shm_megabytes < 100 + processes
+
+
+def test_shared_memory_that_is_off_stays_off():
+    assert shared_out(Settings(gateway_processes=2, shm_megabytes=0), 8).shm_megabytes == 0

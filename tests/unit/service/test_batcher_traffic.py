@@ -55,6 +55,28 @@ def test_at_twice_the_capacity_nine_tenths_of_it_are_answered_in_time(workers: i
     virtual.run(play())
 
 
+@pytest.mark.parametrize("share", [0.5, 0.8, 1.0])
+def test_two_gateways_before_the_same_workers_answer_as_much_as_one(share: float) -> None:
+    """Each counts with all workers and sends one batch to each; `share` of the connections are with the first."""
+
+    async def play() -> None:
+        first = World(service=noisy(), workers=4, batches_per_worker=1)
+        second = World(service=noisy(), workers=4, batches_per_worker=1, beside=first)
+        rates = 2 * 4 * CAPACITY * share, 2 * 4 * CAPACITY * (1 - share)
+        async with asyncio.TaskGroup() as group:
+            for seed, (world, rate) in enumerate(zip((first, second), rates, strict=True)):
+                if rate:
+                    times = poisson(rate, seconds=8, seed=seed)
+                    group.create_task(world.arrive(times, lambda: DEADLINE_SECONDS))
+        worlds = first, second
+        assert sum(answered_per_second(world, WARM_SECONDS, 8) for world in worlds) >= 0.9 * 4 * CAPACITY
+        outcomes = [outcome for world in worlds for outcome in world.outcomes]
+        assert sum(world.late_refusals for world in worlds) < 0.02 * len(outcomes)
+        assert sum(o.kind == "late" for o in outcomes if o.came > WARM_SECONDS) < 0.02 * len(outcomes)
+
+    virtual.run(play())
+
+
 def test_without_noise_every_promise_is_kept() -> None:
     async def play() -> None:
         world = World(service=lambda size, now: line(size))

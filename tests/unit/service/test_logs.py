@@ -41,3 +41,8 @@ def test_text_says_how_long_it_took_and_why_it_failed() -> None:
         record(duration_seconds=0.0123, model="m", error="no such model", reason="MODEL_NOT_FOUND")
     )
     assert text.endswith("info    Classify OK m 12.3 ms (MODEL_NOT_FOUND: no such model)")
+
+
+def test_one_of_several_gateway_processes_tells_its_number() -> None:
+    assert json.loads(JsonFormatter(0).format(record()))["gateway_process"] == 0
+    assert TextFormatter(1).format(record()).endswith("info    [1] Classify OK")

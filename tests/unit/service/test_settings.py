@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from service.settings import SettingsError, child_environment, load
+from service.settings import Settings, SettingsError, as_environment, child_environment, load
 
 
 def test_the_command_line_beats_the_environment_beats_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,3 +53,21 @@ def test_children_do_not_inherit_our_settings(monkeypatch: pytest.MonkeyPatch) -
     environment = child_environment(EXTRA="1")
     assert "MOBILEVISION_MAX_BATCH" not in environment
     assert (environment["HOME_OF_TEST"], environment["EXTRA"]) == ("here", "1")
+
+
+def test_settings_travel_through_the_environment_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(
+        models=("a", "b"),
+        archives=tmp_path / "with space",
+        grpc_port=1234,
+        drain_delay_seconds=0.25,
+        dtype="bfloat16",
+        torchserve_inference="localhost:1",
+        torchserve_management="localhost:2",
+        torchserve_key_file=tmp_path / "key_file.json",
+    )
+    environment = as_environment(settings)
+    assert environment["MOBILEVISION_MODELS"] == '["a", "b"]'
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert load().model_dump() == settings.model_dump()
