@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from service.metrics import CONTENT_TYPE, Metrics
+from service.metrics import Metrics
 from service.probes import STUCK_LOOP_SECONDS, Answer, FleetProbes, Heartbeat, ProbeServer
 
 
@@ -29,8 +29,9 @@ class Said:
         not_ready = {"toy": self.not_ready} if self.not_ready else {}
         return Answer.json(ready, {"ready": ready, "draining": self.draining, "not_ready": not_ready})
 
-    def metrics(self) -> Answer:
-        return Answer(HTTPStatus.OK, CONTENT_TYPE, b"# HELP up_total Up.\n# TYPE up_total counter\nup_total 1.0\n")
+    def metrics(self, accept: str) -> Answer:
+        page = b"# HELP up_total Up.\n# TYPE up_total counter\nup_total 1.0\n"
+        return Answer(HTTPStatus.OK, Metrics.content_type(accept), page)
 
 
 @contextlib.contextmanager
