@@ -144,7 +144,10 @@ class Runner:
         self._execution = execution
 
     def warm_up(self, batches: tuple[int, ...]) -> float:
-        """Run each batch size three times on an empty picture; seconds taken. Raises if outputs break the card."""
+        """Run each batch size three times on an empty picture, then settle; seconds taken.
+
+        Raises `RuntimeLoadError` if outputs break the card.
+        """
         started = time.perf_counter()
         for batch in batches:
             pixels = np.zeros((batch, self.spec.height_px, self.spec.width_px, 3), np.uint8)
@@ -153,6 +156,8 @@ class Runner:
                     self.run(pixels)
                 except BatchError as error:
                     raise RuntimeLoadError(f"the module does not do what its card says: {error}") from error
+        with torch.inference_mode():
+            self._execution.settle()
         return time.perf_counter() - started
 
     def run(self, rows: Rows) -> dict[str, Array]:

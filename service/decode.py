@@ -11,16 +11,18 @@ never touches a file, never decodes truncated pictures in part, and never looks 
 
 import asyncio
 import ctypes
+import math
 import re
 import struct
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Protocol
 
+import cv2
 import numpy as np
 import PIL
 from PIL import (
@@ -82,6 +84,9 @@ def _quiet_libtiff() -> None:
 
 
 _quiet_libtiff()
+
+# The pictures decoded at once are as many as there are threads for it; OpenCV starts none of its own.
+cv2.setNumThreads(1)
 
 _SIGNATURES = (
     ("JPEG", re.compile(rb"\xff\xd8\xff")),
@@ -443,6 +448,9 @@ def _to_input(upright: _Upright, size: InputSize, preprocess: Preprocess) -> tup
     Any memory layout; may be read-only.
     """
     width, height = upright.width_px, upright.height_px
+    shown = (0.0, 0.0, float(width), float(height))  # what is resized, in pixels of the picture
+    if not preprocess.antialias:
+        upright, shown = _whole_samples(upright)
     resized_width, resized_height = _resized_sides(width, height, size, preprocess)
     # 0 when squashed; below 0 where the input is larger than the resized
     left = _crop_offset(resized_width - size.width, preprocess)
@@ -453,26 +461,49 @@ def _to_input(upright: _Upright, size: InputSize, preprocess: Preprocess) -> tup
     x0, y0, x1, y1 = upright.box
     x_scale, y_scale = (x1 - x0) / resized_width, (y1 - y0) / resized_height
     source = (x0 + cut[0] * x_scale, y0 + cut[1] * y_scale, x0 + cut[2] * x_scale, y0 + cut[3] * y_scale)
+    wasteful = resized_width * resized_height > _MAX_CROP_WASTE * cut_size[0] * cut_size[1]
     if not preprocess.antialias:
-        pixels = _two_taps(upright.image, cut_size, source)
+        pixels = _two_taps(upright.image, None if wasteful else (resized_width, resized_height), cut, source)
     else:
         method = _FILTERS[preprocess.interpolation]
-        if resized_width * resized_height <= _MAX_CROP_WASTE * cut_size[0] * cut_size[1]:
+        if not wasteful:
             resized = upright.image.resize((resized_width, resized_height), method, box=upright.box).crop(cut)
         else:
             width_limit, height_limit = upright.image.size
             within = (max(source[0], 0), max(source[1], 0), min(source[2], width_limit), min(source[3], height_limit))
             resized = upright.image.resize(cut_size, method, box=within)
         pixels = np.asarray(resized.convert("RGB"))
+    x_step, y_step = (shown[2] - shown[0]) / resized_width, (shown[3] - shown[1]) / resized_height
     geometry = Geometry(
         width_px=width,
         height_px=height,
-        x0=left * width / resized_width,
-        y0=top * height / resized_height,
-        x1=(left + size.width) * width / resized_width,
-        y1=(top + size.height) * height / resized_height,
+        x0=shown[0] + left * x_step,
+        y0=shown[1] + top * y_step,
+        x1=shown[0] + (left + size.width) * x_step,
+        y1=shown[1] + (top + size.height) * y_step,
     )
     return pixels, geometry
+
+
+def _whole_samples(upright: _Upright) -> tuple[_Upright, tuple[float, float, float, float]]:
+    """The picture without the row and column that reach past it, and what is left of it, in its pixels.
+
+    OpenCV resizes whole images only.
+    """
+    x0, y0, x1, y1 = upright.box
+    whole = (math.ceil(x0), math.ceil(y0), math.floor(x1), math.floor(y1))
+    if whole == (0, 0, *upright.image.size):
+        return upright, (0.0, 0.0, float(upright.width_px), float(upright.height_px))
+    x_step, y_step = upright.width_px / (x1 - x0), upright.height_px / (y1 - y0)
+    shown = (
+        (whole[0] - x0) * x_step,
+        (whole[1] - y0) * y_step,
+        (whole[2] - x0) * x_step,
+        (whole[3] - y0) * y_step,
+    )
+    image = upright.image.crop(whole)
+    box = (0.0, 0.0, float(image.width), float(image.height))
+    return replace(upright, image=image, box=box), shown
 
 
 def _placed(pixels: Array, size: InputSize, into: Array | None) -> Array:
@@ -491,48 +522,21 @@ def _placed(pixels: Array, size: InputSize, into: Array | None) -> Array:
     return padded
 
 
-def _two_taps(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]) -> Array:
-    """OpenCV's INTER_LINEAR on uint8, to the bit: uint8 (height, width, 3).
+def _two_taps(
+    image: Image.Image,
+    resized: tuple[int, int] | None,
+    cut: tuple[int, int, int, int],
+    source: tuple[float, float, float, float],
+) -> Array:
+    """Bilinear from the two nearest samples whatever the scale: uint8 (height, width, 3).
 
-    Half-pixel centres, the two nearest samples whatever the scale, edges repeated, weights in 1/2048 and OpenCV's own
-    roundings (modules/imgproc/src/resize.cpp, HResizeLinear and VResizeLinear).
+    `cut` out of the whole image `resized` by OpenCV; where `resized` is None, because it would be much larger than what
+    is cut out of it, the part `source` alone, by Pillow, which is within one in 255 of it.
     """
-    width, height = size
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
-    # One uint32 per pixel (R, G, B, unused): gathers move whole pixels.
-    source = np.frombuffer(rgb.tobytes("raw", "RGBX"), np.uint32).reshape(image.height, image.width)
-    left, right, x_weight = _taps(width, image.width, box[0], box[2])
-    upper, lower, y_weight = _taps(height, image.height, box[1], box[3])
-    right_weight = np.repeat(x_weight, 4)  # one per byte
-    left_weight = 2048 - right_weight
-    lower_weight = y_weight[:, None]
-    upper_weight = 2048 - lower_weight
-
-    def along_x(rows: Array) -> Array:  # uint32 (h, W) -> int32 (h, 4w), 11 bits of weight less 4
-        blended = np.take(rows, left, axis=1).view(np.uint8).astype(np.int32)
-        blended *= left_weight
-        other = np.take(rows, right, axis=1).view(np.uint8).astype(np.int32)
-        other *= right_weight
-        blended += other
-        blended >>= 4
-        return blended
-
-    above = along_x(source[upper])
-    above *= upper_weight
-    above >>= 16
-    below = along_x(source[lower])
-    below *= lower_weight
-    below >>= 16
-    above += below
-    above += 2
-    above >>= 2
-    return above.astype(np.uint8).reshape(height, width, 4)[..., :3]
-
-
-def _taps(count: int, side: int, start: float, end: float) -> tuple[Array, Array, Array]:
-    """For `count` output samples over `start`..`end` of `side` input samples: first tap, second tap, weight of it."""
-    position = (np.arange(count) + 0.5) * ((end - start) / count) + (start - 0.5)
-    first = np.floor(position)
-    weight = np.rint((position - first) * 2048).astype(np.int32)
-    index = first.astype(np.int64)
-    return np.clip(index, 0, side - 1), np.clip(index + 1, 0, side - 1), weight
+    if resized is None:
+        size = (cut[2] - cut[0], cut[3] - cut[1])
+        part = image.transform(size, Image.Transform.EXTENT, source, Image.Resampling.BILINEAR)
+        return np.asarray(part.convert("RGB"))
+    pixels = cv2.resize(np.asarray(image), resized, interpolation=cv2.INTER_LINEAR)
+    pixels = pixels[cut[1] : cut[3], cut[0] : cut[2]]
+    return pixels if pixels.ndim == 3 else np.broadcast_to(pixels[..., None], (*pixels.shape, 3))

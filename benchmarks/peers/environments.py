@@ -15,7 +15,7 @@ from benchmarks.peers import Peer
 
 INSTALL_SECONDS = 1800
 # What `peers.model` imports, through `service.decode` and `service.results`.
-_SAME_VERSION = ("torch", "numpy", "pillow")
+_SAME_VERSION = ("torch", "numpy", "pillow", "opencv-python-headless")
 _NEEDED = ("pydantic", "grpcio", "grpcio-status", "googleapis-common-protos")
 
 

@@ -91,3 +91,41 @@ def test_a_size_that_cannot_be_captured_runs_without_a_graph_and_says_why(caplog
         "operation not permitted when stream is capturing"
         for size in (4, 2)
     ]
+
+
+class Timed:
+    """A module that takes as long as it is told for a batch of N, by its own clock."""
+
+    def __init__(self, seconds):
+        self.now = 0.0
+        self.sizes = []
+        self._seconds = seconds
+
+    def __call__(self, pixels):
+        self.sizes.append(len(pixels))
+        self.now += self._seconds(len(pixels))
+        return brightest(pixels), pixels[:, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "part"),
+    [
+        (lambda size: size, 1),  # nothing gained by company
+        (lambda size: size + 5, 16),  # each batch has its fixed cost
+        (lambda size: size + 1 if size <= 4 else 1.5 * size, 4),  # more than 4 do not fit the cache
+    ],
+    ids=["linear", "fixed cost", "cache"],
+)
+def test_batches_run_in_parts_of_the_size_that_is_fastest(seconds, part):
+    module = Timed(seconds)
+    execution = Direct(module, max_batch=16, height_px=SIDE, width_px=SIDE, clock=lambda: module.now)
+    execution.settle()
+    assert execution.part == part
+    module.sizes.clear()
+    values = np.arange(11) * 20
+    brightness, corners = execution.run(pictures(*values))
+    assert sum(module.sizes) == 11
+    assert max(module.sizes) <= part
+    assert max(module.sizes) - min(module.sizes) <= 1
+    np.testing.assert_array_equal(brightness.numpy(), values)
+    np.testing.assert_array_equal(corners.numpy(), np.stack([values] * 3, axis=1))
