@@ -92,24 +92,26 @@ def _closed_h2load(targets: Sequence[Target], *, clients: int, seconds: float) -
                 runs.append((target, share, *_h2load(target, share, seconds, Path(folder) / f"{number}")))
         said, cpu_seconds = _run([command for _, _, command, _ in runs], seconds + WARM_UP_SECONDS + _GRACE_SECONDS)
         for (target, share, _, log), printed in zip(runs, said, strict=True):
-            answered, others = judge(log.read_text(), printed, target, clients=share)
+            answered, others = judge(log.read_text(), printed, target, clients=share, seconds=seconds)
             latencies += answered
             failed += others
     return _closed(latencies, failed, clients, seconds, cpu_seconds)
 
 
-def judge(log: str, printed: str, target: Target, *, clients: int) -> tuple[list[float], int]:
+def judge(log: str, printed: str, target: Target, *, clients: int, seconds: float) -> tuple[list[float], int]:
     """Latencies of answered requests, and the number of others, from h2load's log and what it printed.
 
     Its HTTP/1.1 parser reports status 0 where the status line has no reason phrase (TorchServe's has none). Those count
-    as answered only if all bodies together are as long as that many good ones, give or take one for each client (it
-    counts bodies that came while it began and ended): those of errors are not.
+    as answered only if all bodies together are as long as that many good ones and those of the warm-up (h2load counts
+    these bytes too, but logs no line for them), give or take one for each client: those of errors are not.
     """
     rows = [line.split("\t") for line in log.splitlines()]
     good = {"200"}
     body = re.search(r"\((\d+)\) data", printed)
-    if body and target.reply_bytes and abs(int(body[1]) / target.reply_bytes - len(rows)) <= clients:
-        good.add("0")
+    if body and target.reply_bytes:
+        bodies, most = int(body[1]) / target.reply_bytes, len(rows) * (1 + WARM_UP_SECONDS / seconds)
+        if len(rows) - clients <= bodies <= most + clients:
+            good.add("0")
     latencies = [int(microseconds) / 1e6 for _, status, microseconds, *_ in rows if status in good]
     return latencies, len(rows) - len(latencies)
 

@@ -19,6 +19,7 @@ from typing import Self
 _MARK = "BENCHMARK_GROUP"
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_LEFT_BEHIND_SECONDS = 2.0
 _TERM_SECONDS = 15.0
 
 
@@ -105,7 +106,11 @@ class Group:
         return [memory for pid in self.members() if (memory := _memory(pid)) is not None]
 
     def pause(self) -> None:
-        """Stop all of them where they are, so that an idle server costs the others nothing."""
+        """Stop all of them, so that an idle server costs the others nothing.
+
+        What a load generator left behind is done with first: work that was paused looks stuck when it goes on.
+        """
+        time.sleep(_LEFT_BEHIND_SECONDS)
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
