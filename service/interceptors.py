@@ -45,6 +45,7 @@ class Door(aio.ServerInterceptor):
     def __init__(self, metrics: Metrics, tracing: Tracing) -> None:
         self._metrics = metrics
         self._tracing = tracing
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}  # by method, of VisionService
 
     async def intercept_service(
         self,
@@ -52,6 +53,9 @@ class Door(aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """See grpc.aio.ServerInterceptor."""
+        known = self._handlers.get(handler_call_details.method)
+        if known is not None:
+            return known
         handler = await continuation(handler_call_details)
         service, _, method = handler_call_details.method.lstrip("/").partition("/")
         if handler is None or service != SERVICE or handler.unary_unary is None:
@@ -61,11 +65,13 @@ class Door(aio.ServerInterceptor):
         async def behaviour(request: Any, context: Context) -> Any:
             return await self._handle(inner, request, context, method)
 
-        return grpc.unary_unary_rpc_method_handler(
+        wrapped: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
             behaviour,
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
+        self._handlers[handler_call_details.method] = wrapped
+        return wrapped
 
     async def _handle(self, inner: Behaviour, request: Any, context: Context, method: str) -> Any:
         metadata: Metadata = context.invocation_metadata() or ()

@@ -7,6 +7,7 @@ each of them, and this one has a `Fleet` in its place.
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import math
@@ -328,6 +329,8 @@ async def serve(
         if ready_file is not None:
             _write_ready_file(ready_file, address)
         on_ready(address)
+        gc.collect()
+        gc.freeze()  # what is there now stays: there is no use in looking through it again and again
         try:
             await asyncio.wait({stopped, front.running}, return_when=asyncio.FIRST_COMPLETED)
         finally:
