@@ -53,4 +53,6 @@ def participants_of(peers: Sequence[str]) -> tuple[str, ...]:
 
 def head_of(benchmark: str, options: argparse.Namespace) -> Head:
     """What its result file begins with; taken before anything is measured."""
-    return Head(benchmark, describe(), {key: str(value) for key, value in vars(options).items()}, complete=False)
+    # Results are passed on: where this copy of the project lies is nobody's business.
+    chosen = {key: str(value).replace(f"{ROOT}/", "") for key, value in vars(options).items()}
+    return Head(benchmark, describe(), chosen, complete=False)

@@ -1,4 +1,4 @@
-# The gateway: Python, gRPC, Pillow. No torch, no Java. Build it in the repository's root: see build.sh.
+# The gateway: Python, gRPC, Pillow, OpenCV. No torch, no Java. Build it in the repository's root: see build.sh.
 # For a build that never changes, give BASE with its digest.
 ARG BASE=docker.io/library/debian:bookworm-slim
 
