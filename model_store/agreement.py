@@ -68,7 +68,7 @@ def compare(task: Task, full: Answers, half: Answers) -> Agreement:
 
 
 def _as_served(module: torch.jit.ScriptModule, dtype: torch.dtype) -> torch.jit.ScriptModule:
-    """Cast, lay out and freeze as `handlers.runtime.Runner` does."""
+    """Cast, lay out and freeze as `handlers.runtime.prepare` does."""
     moved = module.eval().to(dtype=dtype)
     # torch's annotations of Module.to leave memory_format out
     moved = moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

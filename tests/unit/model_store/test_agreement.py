@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from handlers.runtime import ModuleSpec, Runner, TensorSpec
+from handlers.runtime import ModuleSpec, Runner, TensorSpec, choose_execution, prepare
 from model_store import agreement
 from model_store.card import InputSize, Task
 
@@ -50,7 +50,10 @@ def served(load: Callable[[], torch.jit.ScriptModule], dtype: torch.dtype, pixel
     """What a worker answers."""
     outputs = (TensorSpec("scores", "float32", (5,)), TensorSpec("labels", "int32", (5,)))
     spec = ModuleSpec(SIZE.height, SIZE.width, 64, outputs, "")
-    return Runner(load(), spec, device=torch.device("cpu"), dtype=dtype, pad_to_bucket=False).run(pixels)
+    device = torch.device("cpu")
+    execution = choose_execution(prepare(load(), device, dtype), spec, device)
+    answer = Runner(spec, execution, device=device, dtype=dtype).run(pixels)
+    return {name: array.copy() for name, array in answer.items()}
 
 
 def test_the_pictures_are_the_same_every_time_and_differ() -> None:
