@@ -2,10 +2,10 @@
 
 In: the machine, the number of models, what the operator asked for. Out: numbers of at least 1. Never imports torch.
 
-The rule: every model can use the whole machine by itself, because models are seldom all busy at once. The cores are
-shared out as workers, because one-thread workers do more than one worker with many threads; where that leaves a model
-with fewer workers than cores, each worker's threads fill the rest. Memory bounds the workers. A GPU gets two per model,
-so that the copies of one overlap the computing of the other (not measured yet).
+The rule: the cores are shared out as workers, because one-thread workers do more than one worker with many threads.
+Memory bounds the workers; only where that leaves cores over do they get more threads. Workers with more threads than
+there are cores wait for each other: three of two threads on two cores answered at a third to a thirtieth of the speed.
+A GPU gets two per model, so that the copies of one overlap the computing of the other (not measured yet).
 
 One gateway process is one event loop, which a machine of some size can outrun. More of them share the cores, the memory
 and the workers (`shared_out`). Any of them may be the only one with connections, so each counts with all workers; what
@@ -55,7 +55,7 @@ def workers_and_threads(machine: Machine, *, models: int, workers: int = 0, thre
         room = machine.memory_bytes // WORKER_BYTES
         workers = max(1, min(machine.cores // (threads or 1), room) // models)
     workers = min(workers, MOST_WORKERS)
-    return workers, threads or max(1, machine.cores // workers)
+    return workers, threads or max(1, machine.cores // (workers * models))
 
 
 def gateways(cores: int, platform: str = sys.platform) -> int:

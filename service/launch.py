@@ -33,8 +33,8 @@ class EmbeddedError(RuntimeError):
 # Every pool of threads a worker may start, so that none is larger than its share of the cores.
 _THREAD_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # OpenMP's threads spin between two operators, for milliseconds by default: on a core that another worker or the gateway
-# could use. What the operator sets stays.
-_OPENMP_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+# could use. Without spinning at all two threads take twice as long as one. What the operator sets stays.
+_OPENMP_WAITING = {"GOMP_SPINCOUNT": "10000"}  # some ten microseconds
 
 
 @dataclass(frozen=True, slots=True)

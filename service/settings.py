@@ -126,7 +126,7 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         le=256,
-        description="Torch threads per worker. 0: as many as let one model's workers use every core.",
+        description="Torch threads per worker. 0: one, or more where memory leaves fewer workers than cores.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Number type of the models. auto: the fastest the hardware supports natively."
