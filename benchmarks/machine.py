@@ -8,6 +8,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from handlers.hardware import usable_cores
+
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "build" / "benchmarks"
 # What decides how fast a network runs on a CPU.
@@ -35,7 +37,7 @@ def describe() -> Machine:
     cpu = _cpu_info()
     return Machine(
         started_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        cores=cores(),
+        cores=usable_cores(),
         cpu_model=cpu.get("model name", platform.processor() or "unknown"),
         cpu_flags=tuple(flag for flag in _FLAGS if flag in cpu.get("flags", "").split()),
         memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
@@ -45,11 +47,6 @@ def describe() -> Machine:
         load_average=round(os.getloadavg()[0], 2),
         git_revision=_revision(),
     )
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def package_version(name: str) -> str:

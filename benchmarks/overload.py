@@ -17,7 +17,6 @@ from rich.table import Table
 
 from benchmarks import load, results
 from benchmarks.limit import Shape
-from benchmarks.machine import cores
 from benchmarks.options import add_common, archive_of, head_of, parse, participants_of
 from benchmarks.outcomes import tally
 from benchmarks.peers.environments import PeerUnavailable
@@ -27,6 +26,7 @@ from benchmarks.processes import DidNotStart
 from benchmarks.systems import OURS, Running, Setup, prepare, running
 from benchmarks.target import picture
 from benchmarks.trace import Trace, poisson
+from handlers.hardware import usable_cores
 
 LOADS = (0.5, 0.9, 1.2, 2.0)
 CAPACITY_CLIENTS = 16  # two batches of eight: past the knee, and answered well within the deadline
@@ -84,7 +84,7 @@ def run_system(
 ) -> None:
     """Capacity and all loads of one system."""
     deadline_seconds = options.deadline_ms / 1000
-    setup = Setup(shape=Shape(cores(), 1), max_batch=options.max_batch, timeout_seconds=deadline_seconds)
+    setup = Setup(shape=Shape(usable_cores(), 1), max_batch=options.max_batch, timeout_seconds=deadline_seconds)
     try:
         console.print(f"setting up {name}")
         prepare(name)

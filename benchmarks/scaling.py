@@ -21,13 +21,13 @@ from rich.console import Console
 from benchmarks import load, results
 from benchmarks.figures import spread
 from benchmarks.limit import InProcess, LimitFailed, Shape
-from benchmarks.machine import cores
 from benchmarks.options import add_common, archive_of, head_of, parse
 from benchmarks.plot import plot_scaling
 from benchmarks.processes import DidNotStart
 from benchmarks.serving import measure
 from benchmarks.systems import OURS, Setup, running
 from benchmarks.target import picture
+from handlers.hardware import usable_cores
 from model_store import archive as archives
 from service.settings import Settings
 
@@ -71,7 +71,7 @@ def copies(archive: Path, count: int, folder: Path) -> list[Path]:
 
 def by_batch(archive: Path, options: argparse.Namespace) -> list[results.ScalingPoint]:
     """In plain processes."""
-    shape = Shape(cores(), 1)
+    shape = Shape(usable_cores(), 1)
     points = []
     with InProcess(archive, shape, picture()) as processes:
         for batch in options.batches:
@@ -102,7 +102,7 @@ def _served(
 
 def by_side(archive: Path, options: argparse.Namespace) -> list[results.ScalingPoint]:
     """Pictures of growing size."""
-    setup = Setup(Shape(cores(), 1))
+    setup = Setup(Shape(usable_cores(), 1))
     return [_served("picture side px", side, [archive], picture(side), setup, options) for side in options.sides]
 
 
@@ -110,7 +110,7 @@ def by_models(archive: Path, options: argparse.Namespace) -> list[results.Scalin
     """More models behind one server, a worker each."""
     with tempfile.TemporaryDirectory() as folder:
         served = copies(archive, max(options.copies), Path(folder))
-        setup = Setup(Shape(1, cores()))
+        setup = Setup(Shape(1, usable_cores()))
         return [_served("models loaded", count, served[:count], picture(), setup, options) for count in options.copies]
 
 
@@ -125,7 +125,7 @@ def by_gateways(archive: Path, options: argparse.Namespace) -> list[results.Scal
             count,
             [archive],
             picture(),
-            Setup(Shape(cores(), 1), settings=((GATEWAY_SETTING.upper(), str(count)),)),
+            Setup(Shape(usable_cores(), 1), settings=((GATEWAY_SETTING.upper(), str(count)),)),
             options,
         )
         for count in GATEWAYS

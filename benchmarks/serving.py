@@ -21,13 +21,13 @@ from rich.table import Table
 from benchmarks import load, results
 from benchmarks.figures import Spread, ratio
 from benchmarks.limit import BATCHES, InProcess, LimitFailed, Shape, Throughput, best, shapes
-from benchmarks.machine import cores
 from benchmarks.options import add_common, archive_of, head_of, parse, participants_of
 from benchmarks.peers.environments import PeerUnavailable
 from benchmarks.plot import plot_serving
 from benchmarks.processes import DidNotStart
 from benchmarks.systems import OURS, Running, Setup, agree, prepare, running
 from benchmarks.target import picture
+from handlers.hardware import usable_cores
 from model_store.archive import read_card
 
 TUNING_CLIENTS = 32
@@ -118,8 +118,8 @@ def measure(server: Running, *, model: str, number: int, clients: int, seconds: 
 
 def candidates(name: str, *, quick: bool, gpu: bool = False) -> tuple[Setup, ...]:
     """The set-ups of a system worth trying: the division of the cores, and for peers how long to wait for company."""
-    most = min(cores(), 2) if gpu else cores()  # two processes keep one GPU busy
-    divided = (Shape(most, 1),) if quick or most == 1 else (Shape(most, 1), Shape(1, cores()))
+    most = min(usable_cores(), 2) if gpu else usable_cores()  # two processes keep one GPU busy
+    divided = (Shape(most, 1),) if quick or most == 1 else (Shape(most, 1), Shape(1, usable_cores()))
     waits = (WAITS_MS[0],) if quick or name == OURS else WAITS_MS
     return tuple(Setup(shape=shape, max_wait_ms=wait, gpu=gpu) for shape in divided for wait in waits)
 
@@ -163,7 +163,7 @@ class Session:
         """The best of the in-process limit over processes x threads x batch."""
         quick, gpu = self._options.quick, self._options.gpu
         tried: list[Throughput] = []
-        for shape in shapes(cores(), gpu=gpu)[: 1 if quick else None]:
+        for shape in shapes(usable_cores(), gpu=gpu)[: 1 if quick else None]:
             with InProcess(archive, shape, image, gpu=gpu) as processes:
                 for batch in BATCHES[-2:] if quick else BATCHES:
                     tried.append(processes.measure(batch, self._options.seconds / 2))

@@ -18,7 +18,6 @@ from rich.console import Console
 from benchmarks import load, results
 from benchmarks.figures import slope
 from benchmarks.limit import Shape
-from benchmarks.machine import cores
 from benchmarks.options import add_common, archive_of, head_of, parse
 from benchmarks.outcomes import Row, tally
 from benchmarks.overload import CAPACITY_CLIENTS
@@ -28,6 +27,7 @@ from benchmarks.processes import Group
 from benchmarks.systems import OURS, Running, Setup, running
 from benchmarks.target import picture
 from benchmarks.trace import poisson
+from handlers.hardware import usable_cores
 
 SLOTS_METRIC = "mobilevision_shm_slots"
 FREE_STATE = "free"
@@ -199,7 +199,7 @@ def main() -> None:
     model = options.models[0]
     head = head_of("soak", options)
     soaked = _Soaked()
-    with running(OURS, [archive_of(options.archives, model)], Setup(Shape(cores(), 1)), picture()) as server:
+    with running(OURS, [archive_of(options.archives, model)], Setup(Shape(usable_cores(), 1)), picture()) as server:
         try:
             soak(server, options, soaked, console)
         except (KeyboardInterrupt, load.LoadFailed) as stopped:
