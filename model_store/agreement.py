@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from handlers import runtime
 from model_store.boxes import box_iou
 from model_store.card import Agreement, InputSize, Task
 from model_store.demo import dataset
@@ -67,12 +68,9 @@ def compare(task: Task, full: Answers, half: Answers) -> Agreement:
     return _boxes(full, half) if task is Task.DETECT else _class_maps(full, half)
 
 
-def _as_served(module: torch.jit.ScriptModule, dtype: torch.dtype) -> torch.jit.ScriptModule:
-    """Cast, lay out and freeze as `handlers.runtime.prepare` does."""
-    moved = module.eval().to(dtype=dtype)
-    # torch's annotations of Module.to leave memory_format out
-    moved = moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    frozen: torch.jit.ScriptModule = torch.jit.freeze(moved)
+def _as_served(module: torch.jit.ScriptModule, dtype: torch.dtype) -> Any:
+    """As a worker prepares it on a CPU."""
+    frozen: Any = runtime.prepare(module, torch.device("cpu"), dtype)
     torch._C._jit_pass_inline(frozen.graph)  # the plain executor finds no methods in a frozen module
     return frozen
 
