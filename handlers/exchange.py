@@ -4,7 +4,8 @@
 * **shared memory**: tensor `slots` i32 [N, 2] (index, generation) of the input file meta `inputs`, pictures of meta
   `height` x `width`; index -1 stands for the next row of `pixels`. With meta `output` and `generation` a frame with the
   outputs lies in that file afterwards, meta `output_bytes` of the answer long; without, the answer holds them.
-* **hello**: meta `hello` names a probe file; the answer's meta `token` is what is in it.
+* **hello**: meta `hello` names a probe file; the answer's meta `token` is what is in it. Meta `call` names a socket
+  that the worker calls back, for batches to come (see `handlers.channel`); the answer's `no_call` says why it cannot.
 
 Whatever is wrong with the shared memory is answered with meta `refused`, the reason, and nothing else: the gateway then
 sends the same batch inline. See `handlers.shm` for the slots.
@@ -12,6 +13,8 @@ sends the same batch inline. See `handlers.shm` for the slots.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 
@@ -26,19 +29,43 @@ Meta = Mapping[str, float | int | str]
 Run = Callable[[Array | Sequence[Array]], Mapping[str, Array]]
 
 
-def answer(request: bytes | bytearray, *, run: Run, memory: Memory, about: Meta) -> bytes:
+def answer(
+    request: bytes | bytearray,
+    *,
+    run: Run,
+    memory: Memory,
+    about: Meta,
+    call: Callable[[str], None] | None = None,
+    turn: AbstractContextManager[object] | None = None,
+) -> bytes:
     """Answer one call. `run` gets the rows, uint8 (H, W, 3) each, as one array [N, H, W, 3] or as a list.
 
-    `about` goes along with every batch's answer. Raises `FrameError`, and what `run` raises.
+    `about` goes along with every batch's answer, `call` calls a gateway back, `turn` is held around every batch. Raises
+    `FrameError`, and what `run` raises.
     """
     tensors, meta = unpack(request)
     try:
         if "hello" in meta:
-            return pack({}, {"token": memory.token(str(meta["hello"]))})
-        if SLOTS in tensors:
-            return _answer_shared(tensors, meta, run, memory, about)
+            return _answer_hello(meta, memory, call)
+        with turn or nullcontext():
+            if SLOTS in tensors:
+                return _answer_shared(tensors, meta, run, memory, about)
+            return _answer_inline(tensors, run, about)
     except Refused as refusal:
         return pack({}, {"refused": str(refusal)})
+
+
+def _answer_hello(meta: Mapping[str, Any], memory: Memory, call: Callable[[str], None] | None) -> bytes:
+    said: dict[str, float | int | str] = {"token": memory.token(str(meta["hello"]))}
+    if call is not None and "call" in meta:
+        try:
+            call(str(meta["call"]))
+        except Refused as refusal:
+            said["no_call"] = str(refusal)
+    return pack({}, said)
+
+
+def _answer_inline(tensors: Mapping[str, Array], run: Run, about: Meta) -> bytes:
     if set(tensors) != {PIXELS}:
         raise FrameError(f"a request frame holds the tensor {PIXELS!r}; this one holds {sorted(tensors)}")
     if not tensors[PIXELS].ndim:

@@ -8,6 +8,7 @@ The only file beside `service/settings.py` that reads the environment (see `Runt
 import hashlib
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -87,16 +88,18 @@ class ModuleSpec:
 class RuntimeOptions:
     """What an operator may force. `threads` None: the cores this process may really use.
 
-    `shm_dir` is where gateways of this machine share memory, None where they do not.
+    `shm_dir` is where gateways of this machine share memory, None where they do not. `batch_timeout_seconds` None: a
+    batch may take any time.
     """
 
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16
     threads: int | None = None
     shm_dir: Path | None = None
+    batch_timeout_seconds: float | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "RuntimeOptions":
-        """Read MOBILEVISION_DTYPE, _WORKER_THREADS and _SHM_DIR; an unset or empty one means the default."""
+        """Read MOBILEVISION_DTYPE, _WORKER_THREADS, _SHM_DIR, _BATCH_TIMEOUT_SECONDS; empty means the default."""
         source = os.environ if environment is None else environment
         dtype = source.get("MOBILEVISION_DTYPE") or "auto"
         if dtype != "auto" and dtype not in DTYPES:
@@ -105,7 +108,24 @@ class RuntimeOptions:
         if threads is not None and not (threads.isdecimal() and int(threads) >= 1):
             raise RuntimeLoadError(f"MOBILEVISION_WORKER_THREADS is {threads!r}; it takes a whole number from 1")
         shm_dir = source.get("MOBILEVISION_SHM_DIR")
-        return cls(dtype=dtype, threads=int(threads) if threads else None, shm_dir=Path(shm_dir) if shm_dir else None)
+        return cls(
+            dtype=dtype,
+            threads=int(threads) if threads else None,
+            shm_dir=Path(shm_dir) if shm_dir else None,
+            batch_timeout_seconds=_seconds(source.get("MOBILEVISION_BATCH_TIMEOUT_SECONDS")),
+        )
+
+
+def _seconds(value: str | None) -> float | None:
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise RuntimeLoadError(f"MOBILEVISION_BATCH_TIMEOUT_SECONDS is {value!r}; it takes seconds above 0")
+    return seconds
 
 
 def choose_dtype(requested: str, device: torch.device) -> torch.dtype:

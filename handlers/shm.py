@@ -17,6 +17,7 @@ import fcntl
 import mmap
 import os
 import re
+import socket
 import stat
 import struct
 from collections.abc import Iterator
@@ -212,8 +213,36 @@ class Memory:
             return None
         return status.st_dev, status.st_ino
 
+    def connect(self, name: str) -> socket.socket:
+        """Connect to the socket of a gateway's directory. Raises `Refused`."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with self._folder(name) as (folder, last):
+                connection.connect(f"/proc/self/fd/{folder}/{last}")  # the full path may be too long for a socket
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, OSError):
+                raise Refused(f"{name} does not answer: {error.strerror}") from error
+            raise
+        return connection
+
     def _open(self, name: str, *, writable: bool) -> int:
         """A descriptor of a regular file in a private directory of a gateway. Raises `Refused`."""
+        with self._folder(name) as (folder, last):
+            # O_NONBLOCK: opening a pipe would wait for its other end.
+            access = os.O_RDWR if writable else os.O_RDONLY
+            try:
+                descriptor = os.open(last, access | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+            except OSError as error:
+                raise Refused(f"{name} cannot be opened: {error.strerror}") from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise Refused(f"{name} is not a file")
+        return descriptor
+
+    @contextmanager
+    def _folder(self, name: str) -> Iterator[tuple[int, str]]:
+        """A descriptor of the private directory that `name` is in, and its name there. Raises `Refused`."""
         if self._base is None:
             raise Refused("MOBILEVISION_SHM_DIR is not set for this worker")
         parts = _NAME.fullmatch(name)
@@ -221,22 +250,17 @@ class Memory:
             raise Refused(f"{name!r} is not the name of a gateway's file")
         opened: list[int] = []
         try:
-            opened.append(os.open(self._base, os.O_RDONLY | os.O_DIRECTORY))
-            # Step by step and without following links, so that nothing outside can be named.
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-            opened.append(os.open(parts[1], flags, dir_fd=opened[0]))
+            try:
+                opened.append(os.open(self._base, os.O_RDONLY | os.O_DIRECTORY))
+                # Step by step and without following links, so that nothing outside can be named.
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+                opened.append(os.open(parts[1], flags, dir_fd=opened[0]))
+            except OSError as error:
+                raise Refused(f"{self._base / parts[1]} cannot be opened: {error.strerror}") from error
             folder = os.fstat(opened[1])
             if folder.st_uid != os.geteuid() or folder.st_mode & 0o077:
                 raise Refused(f"{self._base / parts[1]} is not private to user {os.geteuid()}")
-            # O_NONBLOCK: opening a pipe would wait for its other end.
-            access = os.O_RDWR if writable else os.O_RDONLY
-            descriptor = os.open(parts[2], access | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=opened[1])
-        except OSError as error:
-            raise Refused(f"{self._base / name} cannot be opened: {error.strerror}") from error
+            yield opened[1], parts[2]
         finally:
-            for folder_descriptor in opened:
-                os.close(folder_descriptor)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise Refused(f"{self._base / name} is not a file")
-        return descriptor
+            for descriptor in opened:
+                os.close(descriptor)

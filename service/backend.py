@@ -50,11 +50,18 @@ class FakeBackend:
     """A backend in this process: `run` maps pixels to outputs, `failures` are raised before answering, in order.
 
     `gate`, when set, holds every batch until it is opened, so that tests decide when a batch finishes. `shm_dir` is
-    what its workers are given as `MOBILEVISION_SHM_DIR`.
+    what its workers are given as `MOBILEVISION_SHM_DIR`; `call` is how they call a gateway back, None: they do not.
     """
 
-    def __init__(self, run: Callable[[str, Array], Mapping[str, Array]], *, shm_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        run: Callable[[str, Array], Mapping[str, Array]],
+        *,
+        shm_dir: Path | None = None,
+        call: Callable[[str], None] | None = None,
+    ) -> None:
         self._run = run
+        self._call = call
         self.memory = Memory(shm_dir)
         self.failures: list[ServiceError] = []
         self.gate: asyncio.Event | None = None
@@ -80,7 +87,7 @@ class FakeBackend:
             return self._run(model, np.stack(list(pixels)))
 
         try:
-            return exchange.answer(frame, run=run, memory=self.memory, about={})
+            return exchange.answer(frame, run=run, memory=self.memory, about={}, call=self._call)
         except FrameError as error:
             raise BackendFault(str(error)) from error
 

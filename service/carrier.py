@@ -4,8 +4,12 @@ The proof is a question asked like any batch (`agree`): a worker reads a random 
 and must find it locked by the gateway. It is asked at the start, and again some seconds after a worker was lost, did
 not answer, or refused a batch: with several workers any of them may have answered the first time. A refused batch is
 sent once more, inline, so nothing is lost. Never retries otherwise: that is `dispatch`.
+
+The question also asks the worker to call back (`channels`). When all have, batches go to them directly; until then, and
+when one is lost, by the backend as before.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +20,7 @@ from handlers.exchange import INLINE_ROW, PIXELS, SLOTS
 from handlers.frame import Array, FrameError, pack, unpack
 from model_store.card import Card
 from service.backend import Backend
+from service.channels import Channels
 from service.errors import BackendFault, BackendTimeout, BackendUnavailable
 from service.region import Region
 from service.slots import InputSlots, Lease, OutputSlot
@@ -29,7 +34,10 @@ _log = logging.getLogger(__name__)
 
 
 class Carrier:
-    """Carries batches of one model. `region` None: always inline. For one event loop."""
+    """Carries batches of one model. `region` None: always inline; `channels` None: always by the backend.
+
+    For one event loop.
+    """
 
     def __init__(
         self,
@@ -38,11 +46,13 @@ class Carrier:
         backend: Backend,
         region: Region | None,
         clock: Callable[[], float],
+        channels: Channels | None = None,
         on_refused: Callable[[], None] = lambda: None,
     ) -> None:
         self._card = card
         self._backend = backend
         self._region = region
+        self._channels = channels
         self._clock = clock
         self._on_refused = on_refused
         self._inputs = InputSlots(None, (0, 0, 3)) if region is None else region.inputs
@@ -60,29 +70,44 @@ class Carrier:
         return self._inputs.lend()
 
     async def agree(self) -> None:
-        """Ask a worker whether it sees the shared memory, unless that is known or was asked just now."""
+        """Ask workers whether they see the shared memory, and to call back, unless done already or tried just now."""
         region = self._region
-        if region is None or self.shared or self._clock() < self._ask_at_seconds:
+        if region is None or (self.shared and self._called) or self._clock() < self._ask_at_seconds:
             return
         self._ask_at_seconds = self._clock() + self._patience_seconds
         self._patience_seconds = min(2 * self._patience_seconds, ASK_AGAIN_MOST_SECONDS)
-        question = pack({}, {"hello": region.probe_name})
+        # TorchServe chooses who answers, idle ones in turn.
+        for _ in range(1 if self._channels is None else 2 * self._channels.wanted):
+            if not await self._ask(region) or self._called:
+                return
+
+    @property
+    def _called(self) -> bool:
+        return self._channels is None or self._channels.complete
+
+    async def _ask(self, region: Region) -> bool:
+        """Ask one worker; whether it is of use to ask another."""
+        question = pack({}, {"hello": region.probe_name, "call": region.calls_name})
         try:
             answer = await self._backend.infer(self._card.name, question, timeout_seconds=ASK_TIMEOUT_SECONDS)
             _, meta = unpack(answer)
         except (BackendUnavailable, BackendTimeout) as error:
             self._go_inline(error.message)
-            return
+            return False
         except (BackendFault, FrameError) as error:
             self._go_inline(f"its worker was not built for shared memory, so rebuild the archive ({error})")
-            return
+            return False
         if meta.get("token") != region.token:
             self._go_inline(str(meta.get("refused", "its worker reads another token")))
-            return
-        self._why_inline = None
-        self._patience_seconds = ASK_AGAIN_SECONDS
-        region.inputs.offered = True
-        _log.info("model %s: batches travel in shared memory", self._card.name, extra={"model": self._card.name})
+            return False
+        if not self.shared:
+            self._why_inline = None
+            region.inputs.offered = True
+            _log.info("model %s: batches travel in shared memory", self._card.name, extra={"model": self._card.name})
+        await asyncio.sleep(0)  # a call that came meanwhile is taken
+        if self._called:
+            self._patience_seconds = ASK_AGAIN_SECONDS
+        return True
 
     async def send(self, jobs: Sequence[Job], *, timeout_seconds: float) -> tuple[dict[str, Array], Mapping[str, Any]]:
         """One batch to a worker and back: outputs by name, [N, ...] each, and what it says besides.
@@ -113,7 +138,7 @@ class Carrier:
         answered = False
         try:
             request = self._described(region, jobs, leases, output)
-            answer = await self._backend.infer(self._card.name, request, timeout_seconds=timeout_seconds)
+            answer = await self._infer(request, timeout_seconds)
             tensors, meta = self._read(answer)
             if "refused" in meta:
                 self._on_refused()
@@ -136,6 +161,11 @@ class Carrier:
                 region.outputs.free(output)
             elif output is not None:
                 region.outputs.quarantine(output)
+
+    async def _infer(self, request: bytes, timeout_seconds: float) -> bytes:
+        if self._channels is not None and self._channels.complete:
+            return await self._channels.infer(request, timeout_seconds=timeout_seconds)
+        return await self._backend.infer(self._card.name, request, timeout_seconds=timeout_seconds)
 
     def _described(
         self, region: Region, jobs: Sequence[Job], leases: Mapping[int, Lease], output: OutputSlot | None

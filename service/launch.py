@@ -197,6 +197,7 @@ def environment(run: Path, config: EmbeddedConfig) -> dict[str, str]:
         "MOBILEVISION_DTYPE": config.dtype,
         "MOBILEVISION_WORKER_THREADS": str(config.worker_threads),
         "MOBILEVISION_SHM_DIR": str(config.shm_dir or ""),
+        "MOBILEVISION_BATCH_TIMEOUT_SECONDS": str(config.response_timeout_seconds),
         **{name: str(config.worker_threads) for name in _THREAD_POOLS},
     }
     child.pop("TS_CONFIG_FILE", None)  # would replace ours

@@ -76,6 +76,11 @@ class Metrics:
         self._shm_shared = gauge(
             "shm_in_use", "Whether the model's batches travel in shared memory (1) or inline (0).", "model"
         )
+        self._channels = gauge(
+            "worker_channels",
+            "Workers that batches go to directly, not through TorchServe, once all have one.",
+            "model",
+        )
         self._shm_exhausted = counter("shm_exhausted", "Pictures carried inline because no slot was free.", "model")
         self._shm_refused = counter(
             "shm_refused", "Batches sent again inline because a worker could not use the slots.", "model"
@@ -117,9 +122,15 @@ class Metrics:
             self._dispatch.labels(name, reason)
 
     def watch_shared_memory(
-        self, model: str, *, in_use: Callable[[], bool], slots: Mapping[str, Callable[[], Usage]]
+        self,
+        model: str,
+        *,
+        in_use: Callable[[], bool],
+        slots: Mapping[str, Callable[[], Usage]],
+        channels: Callable[[], int],
     ) -> None:
         """Read the state of a model's shared memory at scrape time; `slots` by kind, `input` and `output`."""
+        self._channels.labels(model).set_function(channels)
         self._shm_shared.labels(model).set_function(lambda: float(in_use()))
         for kind, usage in slots.items():
             for state in ("free", "used", "quarantined"):

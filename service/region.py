@@ -1,4 +1,4 @@
-"""The gateway's shared memory on disk: a private directory, the slot files in it, and what is left of dead gateways.
+"""The gateway's shared memory on disk: a private directory, files and sockets in it, and what dead gateways left.
 
 In: the base directory both sides agreed on, the models and a budget. Out: one `Region` per model. The directory is held
 by a file lock, so that the next gateway can tell one that is in use from one whose gateway was killed, and removes it.
@@ -9,6 +9,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -72,6 +73,7 @@ class Region:
     inputs: InputSlots
     outputs: OutputSlots
     token: str
+    calls: socket.socket  # listening; workers of this model call back here
 
     @property
     def inputs_name(self) -> str:
@@ -82,6 +84,11 @@ class Region:
     def probe_name(self) -> str:
         """Of the file that holds the token."""
         return f"{self.directory}/{_PROBE}"
+
+    @property
+    def calls_name(self) -> str:
+        """Of the socket that workers call back."""
+        return f"{self.directory}/{self.model}.calls"
 
     def output_name(self, index: int) -> str:
         """Of the file of one output slot."""
@@ -96,8 +103,9 @@ class SharedDirectory:
         remove_stale(base)
         self._descriptors: list[int] = []
         self._files: list[SlotFile] = []
+        self._sockets: list[socket.socket] = []
         self._token = secrets.token_hex(16)
-        self.path = self._make(base)
+        self.path, self._folder = self._make(base)
         try:
             probe = os.open(self.path / _PROBE, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             self._descriptors.append(probe)
@@ -110,6 +118,7 @@ class SharedDirectory:
     def region(self, card: Card, size: Size, *, on_exhausted: Callable[[], None] = lambda: None) -> Region:
         """Make the slots of one model. Raises `OSError` where not even one batch fits, leaving nothing of it."""
         made: list[tuple[Path, SlotFile]] = []
+        calls = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
         def create(name: str, slots: int, slot_bytes: int) -> SlotFile:
             path = self.path / name
@@ -128,23 +137,31 @@ class SharedDirectory:
             )
             outputs.reserve()
             inputs.reserve(size.max_batch)
+            # By the directory's descriptor: the path may be too long for a socket.
+            calls.bind(f"/proc/self/fd/{self._folder}/{card.name}.calls")
+            (self.path / f"{card.name}.calls").chmod(0o600)
+            calls.listen()
         except BaseException:
+            calls.close()
             for path, file in made:
                 path.unlink()
                 file.close()
             raise
         self._files += [file for _, file in made]
-        return Region(self.path.name, card.name, inputs, outputs, self._token)
+        self._sockets.append(calls)
+        return Region(self.path.name, card.name, inputs, outputs, self._token, calls)
 
     def remove(self) -> None:
         """Unlink everything. Arrays that show slots stay valid."""
         shutil.rmtree(self.path, ignore_errors=True)
         for file in self._files:
             file.close()
+        for calls in self._sockets:
+            calls.close()
         while self._descriptors:
             os.close(self._descriptors.pop())
 
-    def _make(self, base: Path) -> Path:
+    def _make(self, base: Path) -> tuple[Path, int]:
         while True:
             path = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=base))  # mode 0700
             with contextlib.suppress(FileNotFoundError):
@@ -152,7 +169,7 @@ class SharedDirectory:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 if path.exists():
                     self._descriptors.append(descriptor)
-                    return path
+                    return path, descriptor
                 os.close(descriptor)
             # Another gateway that starts took it for a dead one's before it was locked: once more.
 

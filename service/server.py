@@ -34,6 +34,7 @@ from service.backend import Backend, ModelStatus
 from service.batcher import Batcher
 from service.carrier import Carrier
 from service.catalog import Catalog
+from service.channels import Channels
 from service.decode import Decoder, Limits
 from service.dispatch import Dispatcher
 from service.embedded import EmbeddedTorchServe
@@ -108,22 +109,29 @@ class Gateway:
             stuck_seconds=settings.batch_timeout_seconds / 2 * peers,  # it may wait for a batch of each of them
         )
         self._shm: SharedDirectory | None = None
-        regions = self._regions(catalog, metrics, threads)
+        self._regions = self._make_regions(catalog, metrics, threads)
+        self._channels = {model: Channels(model, wanted=self._workers) for model in self._regions}
         self._carriers = {
             card.name: Carrier(
                 card=card,
                 backend=backend,
-                region=regions.get(card.name),
+                region=self._regions.get(card.name),
                 clock=clock,
+                channels=self._channels.get(card.name),
                 on_refused=partial(metrics.shm_refused, card.name),
             )
             for card in catalog.cards
         }
         for card in catalog.cards:
             self._batchers[card.name] = self._batcher(card, clock, metrics)
-            region, carrier = regions.get(card.name), self._carriers[card.name]
+            region, carrier = self._regions.get(card.name), self._carriers[card.name]
             slots = {} if region is None else {"input": region.inputs.usage, "output": region.outputs.usage}
-            metrics.watch_shared_memory(card.name, in_use=partial(getattr, carrier, "shared"), slots=slots)
+            metrics.watch_shared_memory(
+                card.name,
+                in_use=partial(getattr, carrier, "shared"),
+                slots=slots,
+                channels=partial(len, self._channels.get(card.name, ())),
+            )
         self._pipeline = Pipeline(
             catalog=catalog,
             decoder=self._decoder,
@@ -185,6 +193,8 @@ class Gateway:
             grpc_port = ports.choose(settings.grpc_host, settings.grpc_port, DEFAULT_GRPC_PORT)
         http_port = ports.choose(settings.http_host, settings.http_port, DEFAULT_HTTP_PORT)
         await self.health.check()
+        for model, channels in self._channels.items():
+            await channels.listen(self._regions[model].calls)
         await asyncio.gather(*(carrier.agree() for carrier in self._carriers.values()))
         address, credentials = f"{settings.grpc_host}:{grpc_port}", server_credentials(settings)
         if credentials is None:
@@ -214,6 +224,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
+        await asyncio.gather(*(channels.close() for channels in self._channels.values()))
         await self._backend.close()
         self._decoder.close()
         self._render_pool.shutdown()
@@ -222,7 +233,7 @@ class Gateway:
             await asyncio.to_thread(self._probes.close)
         self._remove_shm()
 
-    def _regions(self, catalog: Catalog, metrics: Metrics, threads: int) -> dict[str, Region]:
+    def _make_regions(self, catalog: Catalog, metrics: Metrics, threads: int) -> dict[str, Region]:
         """The shared memory of each model; those it cannot be made for are left out."""
         settings = self._settings
         if not settings.shm_megabytes:

@@ -28,8 +28,10 @@ def replies(server: Served) -> list[bytes]:
 
 def test_answers_are_those_of_the_inline_carrier_bit_for_bit(server: Served, archives: Path, tmp_path: Path) -> None:
     assert server.metric(f'shm_in_use{{model="{MODEL}"}}') == 1
+    assert server.metric(f'worker_channels{{model="{MODEL}"}}') >= 1
     with served(archives, tmp_path, MOBILEVISION_SHM_MEGABYTES="0") as inline:
         assert inline.metric(f'shm_in_use{{model="{MODEL}"}}') == 0
+        assert inline.metric(f'worker_channels{{model="{MODEL}"}}') == 0
         expected = replies(inline)
     assert replies(server) == expected
     for kind in ("input", "output"):
@@ -44,6 +46,8 @@ def test_a_killed_worker_and_a_killed_gateway_leave_no_slot_and_no_file(archives
     with served(archives, tmp_path, MODEL, MOBILEVISION_SHM_DIR=str(shm)) as server:
         with VisionClient(server.grpc) as client:
             client.classify(image)
+            channels = server.metric(f'worker_channels{{model="{MODEL}"}}')
+            assert channels >= 1
             next(p for p in server.descendants() if "model_service_worker" in " ".join(p.cmdline())).kill()
             deadline = time.monotonic() + 90
             while True:
@@ -53,6 +57,10 @@ def test_a_killed_worker_and_a_killed_gateway_leave_no_slot_and_no_file(archives
                 except CallFailed:
                     assert time.monotonic() < deadline
                     time.sleep(0.1)
+            while server.metric(f'worker_channels{{model="{MODEL}"}}') < channels:
+                assert time.monotonic() < deadline
+                client.classify(image)
+                time.sleep(0.2)
             for kind in ("input", "output"):
                 for state in ("used", "quarantined"):
                     assert server.metric(f'shm_slots{{kind="{kind}",model="{MODEL}",state="{state}"}}') == 0

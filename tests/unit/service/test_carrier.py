@@ -1,18 +1,20 @@
 """The carrier over a fake backend: when it switches, what a worker that is late, lost or blind costs."""
 
 import asyncio
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import SIDE, toy_card, toy_run
 
-from handlers import exchange
+from handlers import channel, exchange
 from handlers.frame import pack, unpack
 from handlers.shm import Memory
 from service.backend import FakeBackend
 from service.carrier import ASK_AGAIN_SECONDS, Carrier
+from service.channels import Channels
 from service.errors import BackendFault, BackendTimeout, BackendUnavailable
 from service.region import SharedDirectory, Size
 from service.slots import Lease, Usage
@@ -23,13 +25,16 @@ ALL_FREE = (Usage(free=6), Usage(free=2))
 
 
 class Bench:
-    def __init__(self, base: Path) -> None:
+    def __init__(
+        self, base: Path, *, call: Callable[[str], None] | None = None, channels: Channels | None = None
+    ) -> None:
+        self.channels = channels
         self.now = 100.0
         self.refused = 0
         self.directory = SharedDirectory(base)
         size = Size.wanted(CARD, max_batch=4, batches=1, pictures=6)
         self.region = self.directory.region(CARD, size)
-        self.backend = FakeBackend(toy_run, shm_dir=base)
+        self.backend = FakeBackend(toy_run, shm_dir=base, call=call)
         self.requests: list[bytes] = []
         infer = self.backend.infer
 
@@ -43,6 +48,7 @@ class Bench:
             backend=self.backend,
             region=self.region,
             clock=lambda: self.now,
+            channels=channels,
             on_refused=self._count,
         )
 
@@ -242,3 +248,54 @@ async def test_without_a_region_everything_is_inline() -> None:
     with carrier.lend() as lease:
         assert lease.allocate() is None
     assert not carrier.shared
+
+
+class Calling:
+    """Two workers that call back, over a fake backend whose worker they are."""
+
+    def __init__(self, base: Path) -> None:
+        self.bench = Bench(base, call=self._call, channels=Channels(CARD.name, wanted=2))
+        self.memory = Memory(base)
+        self.direct = 0
+        self.connections: list[socket.socket] = []
+
+    async def listen(self) -> None:
+        assert self.bench.channels is not None
+        await self.bench.channels.listen(self.bench.region.calls)
+
+    def _call(self, name: str) -> None:
+        if len(self.connections) < 2:  # every other question reaches the other worker
+            channel.Channels(self._answer).open(name, self._connect)
+
+    def _connect(self, name: str) -> socket.socket:
+        self.connections.append(self.memory.connect(name))
+        return self.connections[-1]
+
+    def _answer(self, request: bytearray) -> bytes:
+        self.direct += 1
+        run = lambda rows: toy_run(CARD.name, np.stack(list(rows)))  # noqa: E731
+        return exchange.answer(request, run=run, memory=self.memory, about={})
+
+
+async def test_batches_go_directly_once_every_worker_called_and_by_the_backend_when_one_is_lost(tmp_path: Path) -> None:
+    calling = Calling(tmp_path)
+    bench, channels = calling.bench, calling.bench.channels
+    assert channels is not None
+    await calling.listen()
+    await bench.carrier.agree()
+    assert bench.carrier.shared
+    assert len(channels) == 2
+    asked = len(bench.requests)
+    assert await bench.firsts(bench.job(250), bench.job(3)) == [2, 0]
+    assert (calling.direct, len(bench.requests)) == (1, asked)
+    calling.connections.pop().shutdown(socket.SHUT_RDWR)
+    while channels.complete:
+        await asyncio.sleep(0.001)
+    assert await bench.firsts(bench.job(100)) == [1]
+    assert (calling.direct, len(bench.requests)) == (1, asked + 1)
+    bench.now += ASK_AGAIN_SECONDS  # it was started again, and is asked
+    assert await bench.firsts(bench.job(100)) == [1]
+    assert calling.direct == 2
+    assert bench.usage == ALL_FREE
+    await channels.close()
+    bench.directory.remove()
