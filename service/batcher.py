@@ -3,13 +3,15 @@
 The policy is in `plan`: earliest deadline first, interactive before batch priority, batches as large as the earliest
 deadline allows by the times `predict` learns. Here it meets the event loop:
 
-* Work-conserving: a batch leaves as soon as a slot is free and something waits; nothing waits for company while a slot
-  idles. Jobs that arrive in the same turn of the event loop share a batch. There are more slots than workers, so that a
-  worker finds its next batch waiting; predictions count with that.
+* Work-conserving: a batch leaves as soon as a worker is free and something waits; nothing waits for company while a
+  worker idles. Jobs that arrive in the same turn of the event loop share a batch. Where no deadline is near, the next
+  batch leaves before a worker is free, so that it finds its work waiting; else it stays, because what has left can
+  neither grow nor be overtaken.
 * Early: `check` before any work and `submit` refuse what cannot be in time given what runs and what waits, or would
   make another interactive job late that was accepted; so accepted ones keep their promise and overload does not
-  spread. A picture that will lead its batch must leave room for a batch as large as its whole time allows,
-  (slots per worker + 1) batches long, or tight deadlines would shrink batches, and with them the throughput, for all.
+  spread. A picture that will lead its batch must leave room for a batch half as long as its whole time, or tight
+  deadlines would shrink batches, and with them the throughput, for all. What is added for errors of the prediction is
+  at most a quarter of a job's time: a machine that cannot be predicted still works, and some of its answers are late.
 * Never without evidence: too few batches seen, or none for a while and none running, and everything is accepted.
 * A job that turns out hopeless when its turn comes is answered at once; one whose caller went away leaves at once.
 
@@ -40,6 +42,8 @@ WAY_BACK_SECONDS = 0.002  # serialising the reply and gRPC's part of the way; re
 _ADMISSION_ERRORS = 3.0
 _DISPATCH_ERRORS = 1.0
 _RENDERING_GAIN = 0.05
+_MOST_FOR_ERRORS = 0.25  # of the time a job has
+_AHEAD_BATCHES = 5  # full ones that fit into a job's time where its batch leaves before a worker is free
 _PLAINLY_SECONDS = 1.0  # rendering, and errors of the prediction
 
 
@@ -52,10 +56,10 @@ class _Entry:
 class Batcher:
     """Queue of one model. All methods are for one event loop.
 
-    `workers` batches are worked on at once, `batches_per_worker` times as many are sent. At most `max_queue` jobs wait
-    per priority. `on_dispatch(size, reason)` is called for each batch: `full`, `deadline` (smaller to meet a deadline),
-    or `idle` (all that waited); `on_batch(predicted_seconds, spent_seconds)` when one was answered; `on_late_refusal()`
-    for each job that was accepted and then found hopeless.
+    `workers` batches are worked on at once, at most `batches_per_worker` times as many are sent. At most `max_queue`
+    jobs wait per priority. `on_dispatch(size, reason)` is called for each batch: `full`, `deadline` (smaller to meet
+    one), or `idle` (all that waited); `on_batch(predicted_seconds, spent_seconds)` when one was answered;
+    `on_late_refusal()` for each job that was accepted and then found hopeless.
     """
 
     def __init__(
@@ -159,8 +163,8 @@ class Batcher:
 
     def _look(self, now: float) -> tuple[Situation, Forecast]:
         if self._has_evidence(now):
-            margin_seconds = WAY_BACK_SECONDS + self._rendering_seconds + _DISPATCH_ERRORS * self._times.error_seconds
-            forecast = Forecast(self._times.table, margin_seconds)
+            errors_seconds = min(_DISPATCH_ERRORS * self._times.error_seconds, self._times.table[1] / 2)
+            forecast = Forecast(self._times.table, WAY_BACK_SECONDS + self._rendering_seconds + errors_seconds)
         else:
             forecast = Forecast([0.0] * (self._max_batch + 1), 0.0)
         free_seconds = self._workers.free_seconds(now, forecast.table)
@@ -189,10 +193,11 @@ class Batcher:
         wait_seconds = seen.start_seconds - now
         # Errors of the batches before it and of its own add up like independent ones.
         batches = 1.0 + wait_seconds / forecast.table[-1]
-        after_seconds = forecast.margin_seconds + _ADMISSION_ERRORS * self._times.error_seconds * math.sqrt(batches)
+        errors_seconds = _ADMISSION_ERRORS * self._times.error_seconds * math.sqrt(batches)
+        after_seconds = forecast.margin_seconds + min(errors_seconds, _MOST_FOR_ERRORS * given_seconds)
         size = seen.size
         if seen.leads:
-            size = max(size, forecast.largest((given_seconds - after_seconds) / (self._batches_per_worker + 1)))
+            size = max(size, forecast.largest((given_seconds - after_seconds) / 2))
         needed_seconds = wait_seconds + forecast.table[max(size, 1)] + after_seconds
         if size and needed_seconds < given_seconds:
             if not seen.lost:
@@ -218,7 +223,14 @@ class Batcher:
     def _pump(self) -> None:
         self._pump_scheduled = False  # a pump too many finds nothing to do
         while self.queue_length and len(self._workers) < self._workers.count * self._batches_per_worker:
+            if len(self._workers) >= self._workers.count and not self._has_time():
+                return  # until a worker is free
             self._dispatch()
+
+    def _has_time(self) -> bool:
+        """Whether every deadline that waits is so far that its batch may as well wait at a worker."""
+        first = min(line.deadlines[0] for line in (self._interactive, self._batch) if line.deadlines)
+        return first - self._clock() > _AHEAD_BATCHES * self._times.table[-1]
 
     def _dispatch(self) -> None:
         """Send the next batch, and answer those whose turn has come too late."""

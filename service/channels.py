@@ -1,8 +1,8 @@
 """The workers of one model that called back: batches go to them without passing through TorchServe.
 
-`handlers.channel` is the other end, and says what is written. A worker answers its batches in the order they were sent,
-and each batch goes to the worker with the fewest. TorchServe still starts, watches and replaces the workers: one that
-is lost here is found again through it (see `carrier`). For one event loop.
+`handlers.channel` is the other end, and says what is written. A worker is sent one batch at a time, and the next in the
+moment it answers; batches wait here, in one line for all workers. TorchServe still starts, watches and replaces the
+workers: one that is lost here is found again through it (see `carrier`). For one event loop.
 """
 
 import asyncio
@@ -14,6 +14,8 @@ from typing import cast
 from handlers.channel import ANSWERED, REPLY, REQUEST
 from service.errors import BackendFault, BackendTimeout, BackendUnavailable
 
+_Answer = asyncio.Future[tuple[int, bytes]]  # the status and what follows it
+
 
 class Channels:
     """The open channels of one model. `wanted`: how many workers it has."""
@@ -22,6 +24,7 @@ class Channels:
         self._model = model
         self.wanted = wanted
         self._open: list[_Channel] = []
+        self._waiting: deque[tuple[bytes, _Answer]] = deque()
         self._server: asyncio.Server | None = None
 
     def __len__(self) -> int:
@@ -35,16 +38,23 @@ class Channels:
     async def listen(self, calls: socket.socket) -> None:
         """Take calls at a listening socket, which is ours from now on."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: _Channel(self._open.append, self._open.remove), sock=calls)
+        self._server = await loop.create_unix_server(lambda: _Channel(self._opened, self._next, self._lost), sock=calls)
 
     async def infer(self, frame: bytes, *, timeout_seconds: float) -> bytes:
         """As `Backend.infer`, and raises the same. Only while there are channels."""
-        channel = min(self._open, key=lambda one: one.waiting)
+        answer: _Answer = asyncio.get_running_loop().create_future()
+        channel = next((one for one in self._open if one.answer is None), None)
+        if channel is None:
+            self._waiting.append((frame, answer))
+        else:
+            channel.ask(frame, answer)
         try:
             async with asyncio.timeout(timeout_seconds):
-                status, content = await channel.ask(frame)
+                status, content = await answer
         except TimeoutError as error:
-            channel.abort()  # what it answers from now on would be taken for the answers to other batches
+            for channel in self._open:
+                if channel.answer is answer:
+                    channel.abort()  # what it answers from now on would be taken for the answer to another batch
             raise BackendTimeout(f"{self._model}: no answer within {timeout_seconds:.3f} s") from error
         except ConnectionError as error:
             raise BackendUnavailable(f"{self._model}: its worker ended", metadata={"model": self._model}) from error
@@ -61,31 +71,46 @@ class Channels:
             channel.abort()
         await asyncio.sleep(0)  # connections are lost one turn later
 
+    def _opened(self, channel: "_Channel") -> None:
+        self._open.append(channel)
+        self._next(channel)
+
+    def _next(self, channel: "_Channel") -> None:
+        while self._waiting:
+            frame, answer = self._waiting.popleft()
+            if not answer.done():  # nobody waits for it any more
+                channel.ask(frame, answer)
+                return
+
+    def _lost(self, channel: "_Channel") -> None:
+        self._open.remove(channel)
+        while self._waiting and not self._open:
+            _, answer = self._waiting.popleft()
+            if not answer.done():
+                answer.set_exception(ConnectionResetError())
+
 
 class _Channel(asyncio.Protocol):
-    """One worker's connection. `on_open` and `on_lost` are told of it."""
+    """One worker's connection. `on_open`, `on_idle` and `on_lost` are told of it."""
 
-    def __init__(self, on_open: "Callable[[_Channel], None]", on_lost: "Callable[[_Channel], None]") -> None:
+    def __init__(
+        self,
+        on_open: "Callable[[_Channel], None]",
+        on_idle: "Callable[[_Channel], None]",
+        on_lost: "Callable[[_Channel], None]",
+    ) -> None:
         self._on_open = on_open
+        self._on_idle = on_idle
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
-        self._asked: deque[asyncio.Future[tuple[int, bytes]]] = deque()
         self._received = bytearray()
+        self.answer: _Answer | None = None  # to the batch this worker has
 
-    @property
-    def waiting(self) -> int:
-        """Batches sent and not answered."""
-        return len(self._asked)
-
-    def ask(self, frame: bytes) -> "asyncio.Future[tuple[int, bytes]]":
-        """Send a batch. The future gets the status and what follows it, or `ConnectionError`."""
-        answer = asyncio.get_running_loop().create_future()
-        if self._transport is None:
-            answer.set_exception(ConnectionResetError())
-            return answer
-        self._asked.append(answer)
-        self._transport.writelines((REQUEST.pack(len(frame)), frame))
-        return answer
+    def ask(self, frame: bytes, answer: _Answer) -> None:
+        """Send a batch. `answer` gets the status and what follows it, or `ConnectionError`."""
+        self.answer = answer
+        if self._transport is not None:
+            self._transport.writelines((REQUEST.pack(len(frame)), frame))
 
     def abort(self) -> None:
         """Hang up at once."""
@@ -99,26 +124,25 @@ class _Channel(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
+        if self.answer is None:
+            self.abort()  # nothing was asked: whoever this is, it does not follow
+            return
         self._received += data
-        while len(self._received) >= REPLY.size:
-            status, length = REPLY.unpack_from(self._received)
-            end = REPLY.size + length
-            if len(self._received) < end:
-                return
-            content = bytes(memoryview(self._received)[REPLY.size : end])
-            del self._received[:end]
-            if not self._asked:
-                self.abort()  # nothing was asked: whoever this is, it does not follow
-                return
-            answer = self._asked.popleft()
-            if not answer.done():
-                answer.set_result((status, content))
+        if len(self._received) < REPLY.size:
+            return
+        status, length = REPLY.unpack_from(self._received)
+        if len(self._received) < REPLY.size + length:
+            return
+        content = bytes(memoryview(self._received)[REPLY.size : REPLY.size + length])
+        self._received.clear()
+        answer, self.answer = self.answer, None
+        self._on_idle(self)  # first, so that the worker does not wait for what is done with its answer
+        if not answer.done():
+            answer.set_result((status, content))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self._transport = None
         self._on_lost(self)
-        while self._asked:
-            answer = self._asked.popleft()
-            if not answer.done():
-                answer.set_exception(ConnectionResetError())
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_exception(ConnectionResetError())

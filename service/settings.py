@@ -120,7 +120,7 @@ class Settings(BaseSettings):
         ge=1,
         le=8,
         description="Batches sent per worker, the one in work included. 2: the next one is there when a worker ends "
-        "one. 1: smaller waits for urgent pictures, idle moments between batches.",
+        "one, unless a deadline is near. 1: never sent ahead; idle moments between batches.",
     )
     worker_threads: int = Field(
         default=0,

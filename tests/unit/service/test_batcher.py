@@ -439,7 +439,7 @@ _STEPS = st.lists(
     batches_per_worker=st.integers(1, 2),
     max_queue=st.integers(1, 8),
 )
-def test_whatever_happens_no_slot_idles_while_work_waits_and_every_caller_is_answered_once(
+def test_whatever_happens_no_worker_idles_while_work_waits_and_every_caller_is_answered_once(
     steps: list[tuple[str, int]], max_batch: int, workers: int, batches_per_worker: int, max_queue: int
 ) -> None:
     async def play() -> None:
@@ -464,7 +464,7 @@ def test_whatever_happens_no_slot_idles_while_work_waits_and_every_caller_is_ans
             await settle()
             assert len(bench.running) <= slots
             assert bench.batcher.queue_length <= 2 * max_queue
-            assert bench.batcher.queue_length == 0 or len(bench.running) == slots, "a slot idles while work waits"
+            assert bench.batcher.queue_length == 0 or len(bench.running) >= workers, "a worker idles while work waits"
             for names, _ in bench.running:
                 assert 1 <= len(names) <= max_batch
                 for name in names:
@@ -481,3 +481,34 @@ def test_whatever_happens_no_slot_idles_while_work_waits_and_every_caller_is_ans
         assert len(seen) == len(set(seen))
 
     asyncio.run(play())
+
+
+async def test_batches_leave_ahead_of_a_free_worker_only_while_no_deadline_is_near() -> None:
+    bench = Bench(max_batch=1, workers=1, batches_per_worker=2)
+    await bench.learn(1.0)
+    for name, after in (("first", 100.0), ("ahead", 100.0)):
+        bench.submit(name, deadline=bench.now + after)
+        await settle()
+    assert [names for names, _ in bench.running] == [["first"], ["ahead"]]
+    bench.now += 1.0
+    await bench.finish()
+    await settle()
+    bench.submit("soon", deadline=bench.now + 4.0)
+    await settle()
+    assert [names for names, _ in bench.running] == [["ahead"]]
+    bench.now += 1.0
+    await bench.finish()
+    await settle()
+    assert [names for names, _ in bench.running] == [["soon"]]
+    await bench.finish()
+
+
+async def test_a_machine_that_cannot_be_predicted_still_works() -> None:
+    """Errors as large as batches, and nobody is refused who has four times as long as a batch takes."""
+    bench = Bench(max_batch=1, workers=1)
+    for number in range(40):
+        call = bench.submit(str(number), deadline=bench.now + 4.0)
+        await settle()
+        bench.now += 0.1 if number % 2 else 1.0
+        await bench.finish()
+        await call

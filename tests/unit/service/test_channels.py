@@ -79,7 +79,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     assert len(made.channels) == 0
 
 
-async def test_batches_are_spread_and_answered_in_order(bench: Bench) -> None:
+async def test_a_worker_has_one_batch_at_a_time_and_the_next_when_it_answers(bench: Bench) -> None:
     assert bench.channels.complete
     for worker in bench.workers:
         worker.free.clear()
@@ -88,7 +88,9 @@ async def test_batches_are_spread_and_answered_in_order(bench: Bench) -> None:
     assert [worker.frames for worker in bench.workers] == [[b"0"], [b"1"]]  # the others wait their turn
     for worker in bench.workers:
         worker.free.set()
-    assert await asyncio.gather(*asked) == [b"one", b"two", b"one", b"two"]
+    answers = await asyncio.gather(*asked)
+    assert answers[:2] == [b"one", b"two"]
+    assert sum(len(worker.frames) for worker in bench.workers) == 4
 
 
 async def test_a_failing_batch_says_why_and_leaves_the_channel(bench: Bench) -> None:
@@ -115,14 +117,27 @@ async def test_after_a_timeout_late_answers_are_nobodys(bench: Bench) -> None:
         worker.free.clear()
     late = asyncio.ensure_future(bench.ask(b"late", timeout_seconds=0.05))
     other = asyncio.ensure_future(bench.ask(b"other"))
-    behind = asyncio.ensure_future(bench.ask(b"behind the late one"))
-    with pytest.raises(BackendTimeout):
-        await late
-    with pytest.raises(BackendUnavailable):
-        await behind
+    behind = asyncio.ensure_future(bench.ask(b"behind both"))
+    gone = asyncio.ensure_future(bench.ask(b"never sent", timeout_seconds=0.05))
+    for lost in (late, gone):
+        with pytest.raises(BackendTimeout):
+            await lost
     await bench.until(1)
     bench.workers[1].free.set()
-    assert await other == b"two"
+    assert await asyncio.gather(other, behind) == [b"two", b"two"]
+    assert bench.workers[1].frames == [b"other", b"behind both"]
+
+
+async def test_what_waits_when_the_last_worker_dies_is_unavailable(bench: Bench) -> None:
+    for worker in bench.workers:
+        worker.free.clear()
+    asked = [asyncio.ensure_future(bench.ask()) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    for worker in bench.workers:
+        worker.die()
+    for lost in asked:
+        with pytest.raises(BackendUnavailable):
+            await lost
 
 
 async def test_one_that_answers_what_nobody_asked_is_hung_up_on(bench: Bench) -> None:
