@@ -115,6 +115,15 @@ def test_the_drain_fits_into_the_grace_period(built: Built, effective: Settings)
     assert readiness["periodSeconds"] * readiness["failureThreshold"] <= effective.drain_delay_seconds
 
 
+def test_a_rollout_waits_until_clients_have_asked_for_names_again(built: Built, effective: Settings) -> None:
+    for deployment in built.of("Deployment"):
+        # A client asks when its connection ends, which is when the pod before has drained.
+        left_seconds = (
+            built.gateway["lifecycle"]["preStop"]["sleep"]["seconds"] + effective.drain_delay_seconds + CLOSING_SECONDS
+        )
+        assert deployment["spec"]["minReadySeconds"] > left_seconds
+
+
 def test_containers_can_do_nothing_they_need_not(built: Built) -> None:
     pod = built.pod
     assert pod["automountServiceAccountToken"] is False
