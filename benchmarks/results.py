@@ -176,6 +176,62 @@ class SoakResult:
 
 
 @dataclass(frozen=True)
+class RollingResult:
+    """`rolling.json`. Failures are what callers saw; `refused_by_draining` is what the client asked another for."""
+
+    head: Head
+    model: str
+    minutes: float
+    per_second: float
+    replacements: int
+    exit_statuses: dict[str, int]  # of the instances that were replaced
+    sent: int
+    answered: int
+    failed: int
+    codes: dict[str, int]
+    answered_by_version: dict[str, int]
+    refused_by_draining: dict[str, int]  # reason -> calls
+    name_lookups: int
+    p50_ms: float
+    p99_ms: float
+    longest_ms: float
+    generator_lag_p99_ms: float
+
+
+@dataclass(frozen=True)
+class MarkStep:
+    """One load on one pod. `recorded`: series -> values, once a second; `le=X` is a bucket of call times."""
+
+    load: float  # offered / capacity
+    offered_per_second: float
+    sent: int
+    answered: int
+    refused: int
+    missed: int
+    failed: int
+    p50_ms: float
+    p99_ms: float
+    generator_lag_p99_ms: float
+    calls_in_work: float  # mean
+    queue_age_seconds: float  # mean
+    recorded: dict[str, str]
+
+
+@dataclass(frozen=True)
+class MarksResult:
+    """`marks.json`. `marks`: calls per second at the share `planned` of the capacity, calls in work at the capacity."""
+
+    head: Head
+    model: str
+    cores: int
+    capacity_per_second: float
+    planned: float
+    deadline_ms: float
+    steps: list[MarkStep]
+    marks: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Start:
     """One start of one system."""
 

@@ -113,5 +113,6 @@ class Health:
         serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
         for model, why in self._why_not_ready.items():
             await self.servicer.set(model, serving if why is None and not self._draining else not_serving)
-        for name in ("", SERVICE):
-            await self.servicer.set(name, serving if self.ready else not_serving)
+        await self.servicer.set("", serving if self.ready else not_serving)
+        # What balancers in clients watch: a model that does not answer must not keep calls from the others.
+        await self.servicer.set(SERVICE, not_serving if self._draining else serving)

@@ -8,12 +8,18 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from service.pb.mobilevision.v1 import vision_pb2, vision_pb2_grpc
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("mobilevit_xxs_classify", "mobilevit_xxs_detect", "mobilevit_xxs_segment")
@@ -94,6 +100,36 @@ def served(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def refusals(address: str, image: bytes, stop: Callable[[], object], *, callers: int = 8) -> list[str]:
+    """What callers that never pause are told in the end: code and reason. `stop` is called once all are answered.
+
+    They are plain gRPC clients: ours watches health, and would leave before it is refused.
+    """
+    answered: list[int] = []
+
+    def call_until_refused(_: int) -> str:
+        while True:
+            try:
+                stub.Classify(vision_pb2.ClassifyRequest(image=image), timeout=30)
+                answered.append(1)
+            except grpc.RpcError as error:
+                info = error_details_pb2.ErrorInfo()
+                status = rpc_status.from_call(error)
+                if status is not None:
+                    status.details[0].Unpack(info)
+                return f"{error.code().name} {info.reason}"
+
+    with grpc.insecure_channel(address) as channel, ThreadPoolExecutor(callers) as pool:
+        stub = vision_pb2_grpc.VisionServiceStub(channel)
+        told = [pool.submit(call_until_refused, number) for number in range(callers)]
+        deadline = time.monotonic() + 60
+        while len(answered) < 2 * callers:
+            assert time.monotonic() < deadline, "no answers"
+            time.sleep(0.05)
+        stop()
+        return [one.result() for one in told]
 
 
 @pytest.fixture(scope="session")

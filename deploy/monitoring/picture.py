@@ -119,7 +119,7 @@ def _lines(axes: Axes, panel: dict[str, Any], source: Source) -> None:
         axes.legend(fontsize=6, ncols=3, loc="upper left", framealpha=0.5)
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M:%S"))
-        axes.xaxis.set_major_locator(dates.AutoDateLocator(maxticks=4))
+        axes.xaxis.set_major_locator(dates.AutoDateLocator(minticks=2, maxticks=4))
     else:
         _nothing(axes)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value, defaults["unit"])))
@@ -147,7 +147,7 @@ def _buckets(axes: Axes, panel: dict[str, Any], source: Source) -> None:
     ticks = range(0, len(series), 3)
     axes.set_yticks(list(ticks), [text(float(series[tick].labels["le"]), unit) for tick in ticks])
     axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M:%S"))
-    axes.xaxis.set_major_locator(dates.AutoDateLocator(maxticks=4))
+    axes.xaxis.set_major_locator(dates.AutoDateLocator(minticks=2, maxticks=4))
 
 
 def _listing(axes: Axes, panel: dict[str, Any], source: Source) -> None:

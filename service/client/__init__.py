@@ -8,6 +8,7 @@ Synchronous and safe to share between threads. A call that fails raises `CallFai
 decodes pictures and never repeats a call; whether repeating helps, `CallFailed.retry_after_seconds` tells.
 """
 
+import json
 import re
 import time
 import uuid
@@ -29,8 +30,17 @@ DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_SECONDS = 30.0
 # gRPC's own limit is 4 MiB each way; the server has its own for pictures and says so when it refuses one.
 MAX_MESSAGE_BYTES = 2**30
-# Where the name stands for several servers (a headless Service), calls are spread over all of them.
-ROUND_ROBIN = '{"loadBalancingConfig": [{"round_robin": {}}]}'
+# Where the name stands for several servers (a headless Service), calls are spread over all of them but those that say
+# they are about to stop. A server that does not tell of its health is taken for a good one.
+SERVICE_CONFIG = json.dumps(
+    {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "healthCheckConfig": {"serviceName": "mobilevision.v1.VisionService"},
+    }
+)
+# gRPC asks the name again when a server is lost, but not within 30 s of the last time unless told: a rolling update can
+# replace all servers in less.
+MIN_SECONDS_BETWEEN_LOOKUPS = 1
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -101,7 +111,8 @@ class VisionClient:
         options = [
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.service_config", ROUND_ROBIN),
+            ("grpc.service_config", SERVICE_CONFIG),
+            ("grpc.dns_min_time_between_resolutions_ms", MIN_SECONDS_BETWEEN_LOOKUPS * 1000),
         ]
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options)

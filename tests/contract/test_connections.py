@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import grpc
@@ -10,6 +11,7 @@ import pytest
 from fakes import local_settings, picture, running_gateway, toy_card
 from grpc import aio
 
+from benchmarks.names import NameServer
 from service.client import VisionClient
 from service.pb.mobilevision.v1 import vision_pb2, vision_pb2_grpc
 from service.settings import SettingsError
@@ -46,6 +48,40 @@ async def test_the_client_spreads_its_calls_over_all_servers_of_a_name() -> None
             async with asyncio.timeout(SECONDS):
                 while not (first.backend.batch_sizes and second.backend.batch_sizes):
                     await asyncio.to_thread(client.classify, picture())
+
+
+async def test_the_client_leaves_a_server_that_will_stop_while_it_still_answers() -> None:
+    async with running_gateway([toy_card()]) as leaving, running_gateway([toy_card()]) as staying:
+        with VisionClient(f"ipv4:{leaving.grpc},{staying.grpc}", wait_for_ready=True) as client:
+
+            async def batches_of_ten_calls() -> int:
+                before = len(leaving.backend.batch_sizes)
+                for _ in range(10):
+                    await asyncio.to_thread(client.classify, picture())
+                return len(leaving.backend.batch_sizes) - before
+
+            async with asyncio.timeout(SECONDS):
+                while not await batches_of_ten_calls():
+                    pass
+                await leaving.gateway.health.drain()
+                while await batches_of_ten_calls():
+                    pass
+            stub = vision_pb2_grpc.VisionServiceStub(leaving.channel)
+            await stub.Classify(vision_pb2.ClassifyRequest(image=picture()))  # by who does not watch
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8 without asking")
+async def test_the_client_finds_what_its_name_stands_for_now_when_a_connection_ends() -> None:
+    async with running_gateway([toy_card()], grpc_host="127.0.0.2", max_connection_age_seconds=0.5) as first:
+        port = int(first.grpc.rpartition(":")[2])
+        with NameServer("pods.test") as names, VisionClient(names.target(port)) as client:
+            names.point(["127.0.0.2"])
+            await asyncio.to_thread(client.classify, picture())
+            async with running_gateway([toy_card()], grpc_host="127.0.0.3", grpc_port=port) as second:
+                names.point(["127.0.0.3"])
+                async with asyncio.timeout(SECONDS):  # gRPC itself would not ask again for 30 s
+                    while not second.backend.batch_sizes:
+                        await asyncio.to_thread(client.classify, picture())
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:

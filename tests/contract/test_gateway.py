@@ -361,13 +361,19 @@ async def test_health_tells_each_model_apart_and_recovers(running: RunningGatewa
     status, body = await get(running, "/readyz")
     assert status == 503
     assert set(json.loads(body)["not_ready"]) == {"toy_classify", "toy_detect", "toy_segment"}
+    # Readiness is of all models together; what clients balance by is whether the server takes calls.
+    not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
+    assert (await health.Check(health_pb2.HealthCheckRequest(service=""))).status == not_serving
+    assert (
+        await health.Check(health_pb2.HealthCheckRequest(service="mobilevision.v1.VisionService"))
+    ).status == serving
     code, reason, _, retry = await failure(stub(running).Classify(vision_pb2.ClassifyRequest(image=IMAGE)))
     assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_NOT_READY")
     assert retry is not None
     running.backend.ready_workers = 1
     seen.append((await watch.read()).status)
     watch.cancel()
-    assert seen == [serving, health_pb2.HealthCheckResponse.NOT_SERVING, serving]
+    assert seen == [serving, not_serving, serving]
     assert (await get(running, "/readyz"))[0] == 200
     assert (await get(running, "/livez"))[0] == 200
     assert (await get(running, "/nothing"))[0] == 404
@@ -400,8 +406,9 @@ async def test_stopping_reports_not_serving_first_and_loses_no_call() -> None:
         health = health_pb2_grpc.HealthStub(running.channel)
 
         async def not_serving() -> bool:
-            reply = await health.Check(health_pb2.HealthCheckRequest(service=""))
-            return reply.status == health_pb2.HealthCheckResponse.NOT_SERVING
+            names = ("", "mobilevision.v1.VisionService", "toy_classify")
+            replies = [await health.Check(health_pb2.HealthCheckRequest(service=name)) for name in names]
+            return {reply.status for reply in replies} == {health_pb2.HealthCheckResponse.NOT_SERVING}
 
         await until(not_serving)
         assert (await get(running, "/readyz"))[0] == 503

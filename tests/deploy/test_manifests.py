@@ -115,6 +115,15 @@ def test_the_drain_fits_into_the_grace_period(built: Built, effective: Settings)
     assert readiness["periodSeconds"] * readiness["failureThreshold"] <= effective.drain_delay_seconds
 
 
+def test_a_rollout_waits_until_clients_have_asked_for_names_again(built: Built, effective: Settings) -> None:
+    for deployment in built.of("Deployment"):
+        # A client asks when its connection ends, which is when the pod before has drained.
+        left_seconds = (
+            built.gateway["lifecycle"]["preStop"]["sleep"]["seconds"] + effective.drain_delay_seconds + CLOSING_SECONDS
+        )
+        assert deployment["spec"]["minReadySeconds"] > left_seconds
+
+
 def test_containers_can_do_nothing_they_need_not(built: Built) -> None:
     pod = built.pod
     assert pod["automountServiceAccountToken"] is False
@@ -269,10 +278,12 @@ def test_scaling_asks_for_metrics_that_exist(built: Built) -> None:
         asked |= set(re.findall(r"mobilevision_[a-z_]+(?=\{)", yaml.safe_dump(scaler, width=10_000)))
     for scaler in built.of("HorizontalPodAutoscaler"):
         names = {m["pods"]["metric"]["name"] for m in scaler["spec"]["metrics"] if m["type"] == "Pods"}
-        adapter = (ROOT / "docs" / "kubernetes.md").read_text()
-        assert all(f"as: {name}" in adapter for name in names), "prometheus-adapter needs a rule for each"
-        asked |= {name.removesuffix("_p95") for name in names}
-    assert {re.sub("_(bucket|total)$", "", name) for name in asked} <= declared
+        page = (ROOT / "docs" / "kubernetes.md").read_text()
+        rules = yaml.safe_load(page[page.index("rules:\n") : page.index("```", page.index("rules:\n"))])["rules"]
+        series = {rule["name"]["as"]: rule["seriesQuery"].partition("{")[0] for rule in rules}
+        assert names <= set(series), "prometheus-adapter needs a rule for each"
+        asked |= set(series.values())
+    assert {re.sub("_(bucket|count|sum|total)$", "", name) for name in asked} <= declared
 
 
 @pytest.mark.exhaustive

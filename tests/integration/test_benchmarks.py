@@ -76,3 +76,10 @@ def test_scaling(archives, tmp_path):
     result = run("scaling", archives, tmp_path, results.ScalingResult, *options)
     assert [(point.dimension, point.value) for point in result.points] == [("batch", 1), ("models loaded", 2)]
     assert all(point.per_second and point.cpu_ms_per_picture for point in result.points)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8 without asking")
+def test_rolling(archives, tmp_path):
+    result = run("rolling", archives, tmp_path, results.RollingResult)  # its status says that no call was lost
+    assert result.replacements >= 2
+    assert result.sent == result.answered == sum(result.answered_by_version.values())

@@ -4,6 +4,7 @@ The rules are those of deploy/monitoring with every time made sixty times shorte
 """
 
 import contextlib
+import importlib
 import json
 import math
 import re
@@ -24,7 +25,7 @@ from typing import Any
 import pytest
 import yaml
 from fakes import read
-from monitoring import MONITORING, RULE_FILES, Panel, panels, shortened
+from monitoring import DASHBOARD_FILES, MONITORING, RULE_FILES, Panel, panels, shortened
 from serving import Served, served
 
 from service.client import CallFailed, VisionClient
@@ -247,6 +248,18 @@ def test_every_panel_shows_data_under_load(stack: Stack) -> None:
         return not missing
 
     until(complete, lambda: missing)
+
+
+@pytest.mark.parametrize("file", DASHBOARD_FILES, ids=lambda file: file.stem)
+def test_a_dashboard_is_drawn_without_grafana(stack: Stack, file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = importlib.import_module("deploy.monitoring.picture")  # imports matplotlib
+    variables = {name.removeprefix("$"): value for name, value in VARIABLES.items()}
+    source = picture.Source(f"http://{stack.prometheus}", time.time(), 20.0, variables)
+    figure = picture.draw(json.loads(file.read_text()), source)
+    assert len(figure.axes) == len([panel for panel in panels() if panel.dashboard == file.stem])
+    figure.savefig(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
 def test_a_dead_torchserve_is_told_and_its_return_too(stack: Stack) -> None:

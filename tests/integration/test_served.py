@@ -18,7 +18,7 @@ import psutil
 import pytest
 from fakes import read
 from PIL import Image
-from serving import ROOT, Served, served
+from serving import ROOT, Served, refusals, served
 
 from service.client import CallFailed, VisionClient
 from service.pb.mobilevision.v1 import vision_pb2
@@ -226,33 +226,16 @@ def test_a_killed_worker_costs_no_call_that_can_wait(archives: Path, tmp_path: P
 
 
 def test_sigterm_drains_and_leaves_nothing_behind(archives: Path, tmp_path: Path) -> None:
-    image = read("chelsea.jpg")
-    with served(archives, tmp_path, "mobilevit_xxs_classify") as server, VisionClient(server.grpc) as client:
-        client.classify(image)
+    with served(archives, tmp_path, "mobilevit_xxs_classify") as server:
         started = server.descendants()
-        answered: list[int] = []
-        refusals: list[str] = []
-
-        def call_until_refused(_: int) -> None:
-            while True:
-                try:
-                    client.classify(image, timeout_seconds=20)
-                    answered.append(1)
-                except CallFailed as error:
-                    refusals.append(f"{error.code.name} {error.reason}")
-                    return
-
-        with ThreadPoolExecutor(8) as pool:
-            callers = [pool.submit(call_until_refused, i) for i in range(8)]
-            _wait(lambda: len(answered) >= 16, 30)
-            assert server.stop() == 0
-            for caller in callers:
-                caller.result()
+        statuses: list[int] = []
+        told = refusals(server.grpc, read("chelsea.jpg"), lambda: statuses.append(server.stop()))
+        assert statuses == [0]
         # What was accepted was answered; every caller was told to go elsewhere (one that was slow to ask again may find
         # the port closed already), none was cut off.
-        assert len(refusals) == 8
-        assert set(refusals) <= {"UNAVAILABLE SHUTTING_DOWN", "UNAVAILABLE "}
-        assert "UNAVAILABLE SHUTTING_DOWN" in refusals
+        assert len(told) == 8
+        assert set(told) <= {"UNAVAILABLE SHUTTING_DOWN", "UNAVAILABLE "}
+        assert "UNAVAILABLE SHUTTING_DOWN" in told
         accepted = [json.loads(line) for line in server.log.read_text().splitlines()]
         assert {line["reason"] for line in accepted if "reason" in line} == {"SHUTTING_DOWN"}
         assert not psutil.wait_procs(started, timeout=10)[1]
