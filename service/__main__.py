@@ -16,7 +16,7 @@ from handlers.frame import Array
 from model_store.card import InputSize, Preprocess, WeightsState
 from model_store.commands import app as models_app
 from service import catalog as catalogs
-from service import decode, logs, settings
+from service import decode, logs, rollout, settings
 from service.backend import ModelStatus
 from service.client import commands as client_commands
 from service.container import become_torchserve
@@ -92,7 +92,7 @@ def serve_command(
             http_port=http_port,
         )
         logs.configure(level=chosen.log_level, log_format=chosen.log_format)
-        catalog = catalogs.read(chosen.archives, models=chosen.models, default_models=chosen.default_models)
+        catalog = rollout.served(chosen)
         terminal = _err.is_terminal
         with _err.status("starting TorchServe") as spinner:
 
@@ -132,7 +132,7 @@ def gateway_process(number: int, processes: int) -> None:
     try:
         chosen = settings.load()
         logs.configure(level=chosen.log_level, log_format=chosen.log_format, process=number)
-        catalog = catalogs.read(chosen.archives, models=chosen.models, default_models=chosen.default_models)
+        catalog = rollout.served(chosen)
 
         def announce(address: Address) -> None:
             print(json.dumps({"grpc": address.grpc, "http": address.http}), flush=True)
@@ -152,7 +152,7 @@ def torchserve_command(
     """
     try:
         chosen = settings.load(config)
-        catalog = catalogs.read(chosen.archives, models=chosen.models, default_models=chosen.default_models)
+        catalog = rollout.served(chosen)
         become_torchserve(chosen, catalog)
     except (settings.SettingsError, catalogs.CatalogError, EmbeddedError) as error:
         _fail(str(error))

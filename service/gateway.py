@@ -7,7 +7,6 @@ never reads the environment: that is `server`.
 import asyncio
 import logging
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -16,29 +15,27 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from handlers.hardware import usable_cores
-from model_store.card import Card
 from service import ports
 from service.api import VisionApi
 from service.backend import Backend
-from service.batcher import Batcher
-from service.carrier import Carrier
 from service.catalog import Catalog
-from service.channels import Channels
 from service.decode import Decoder, Limits
-from service.dispatch import Dispatcher
 from service.health import SERVICE, Health
 from service.interceptors import Door
+from service.lanes import LaneBuilder, ModelLanes
 from service.metrics import Metrics
 from service.pb.mobilevision.v1 import vision_pb2_grpc
 from service.pipeline import Pipeline
 from service.probes import GatewayProbes, Heartbeat, ProbeServer
-from service.region import Region, SharedDirectory, Size, shares
+from service.reconcile import POLL_SECONDS, Reconciler
 from service.settings import DEFAULT_GRPC_PORT, DEFAULT_HTTP_PORT, Settings
+from service.slots import Usage
 from service.tls import server_credentials
 from service.tracing import OFF, Tracing
 
 RETRY_AFTER_SECONDS = 1.0
 REFUSAL_SECONDS = 0.5  # long enough for busy clients to be told to go elsewhere
+LINGER_POLLS = 3  # until the slowest of several gateway processes has seen a new roll-out file
 GRPC_STOP_SECONDS = 1.0  # replies on their way out, health watchers
 
 _log = logging.getLogger(__name__)
@@ -63,51 +60,54 @@ class Gateway:
         self._settings = settings
         self._backend = backend
         self._peers = peers
-        self._workers = settings.workers_per_model or 1  # where nothing is known of those of another's TorchServe
         clock = asyncio.get_running_loop().time
         threads = settings.decode_threads or usable_cores()
         self._decoder = Decoder(
             limits=Limits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels), threads=threads
         )
         self._render_pool = ThreadPoolExecutor(threads, thread_name_prefix="render")
-        self._batchers: dict[str, Batcher] = {}
+        self._lanes: dict[str, ModelLanes] = {}
+        stuck_seconds = settings.batch_timeout_seconds / 2 * peers  # it may wait for a batch of each of them
         self.health = Health(
             backend=backend,
-            progress=self._batchers,
+            progress=self._lanes,
             models=[card.name for card in catalog.cards],
             metrics=metrics,
             poll_seconds=settings.health_poll_seconds,
-            stuck_seconds=settings.batch_timeout_seconds / 2 * peers,  # it may wait for a batch of each of them
+            stuck_seconds=stuck_seconds,
         )
-        self._shm: SharedDirectory | None = None
-        self._regions = self._make_regions(catalog, metrics, threads)
-        self._channels = {model: Channels(model, wanted=self._workers) for model in self._regions}
-        self._carriers = {
-            card.name: Carrier(
-                card=card,
-                backend=backend,
-                region=self._regions.get(card.name),
-                clock=clock,
-                channels=self._channels.get(card.name),
-                on_refused=partial(metrics.shm_refused, card.name),
-            )
-            for card in catalog.cards
-        }
+        workers = settings.workers_per_model or 1  # where nothing is known of those of another's TorchServe
+        builder = LaneBuilder(
+            settings=settings,
+            cards=catalog.cards,
+            backend=backend,
+            metrics=metrics,
+            clock=clock,
+            workers=workers,
+            peers=peers,
+            on_trouble=self.health.suspect,
+        )
         for card in catalog.cards:
-            self._batchers[card.name] = self._batcher(card, clock, metrics)
-            region, carrier = self._regions.get(card.name), self._carriers[card.name]
-            slots = {} if region is None else {"input": region.inputs.usage, "output": region.outputs.usage}
-            metrics.watch_shared_memory(
-                card.name,
-                in_use=partial(getattr, carrier, "shared"),
-                slots=slots,
-                channels=partial(len, self._channels.get(card.name, ())),
-            )
+            self._lanes[card.name] = lanes = ModelLanes(builder.build(card, self._lanes))
+            _watch(metrics, lanes)
+        self._reconciler = Reconciler(
+            settings=settings,
+            catalog=catalog,
+            backend=backend,
+            lanes=self._lanes,
+            build=lambda card: builder.build(card, self._lanes),
+            metrics=metrics,
+            clock=clock,
+            workers=workers,
+            stuck_seconds=stuck_seconds,
+            # Others may have calls in a version that this process has drained.
+            linger_seconds=LINGER_POLLS * POLL_SECONDS + settings.batch_timeout_seconds if peers > 1 else 0.0,
+            on_switch=self.health.suspect,
+        )
         self._pipeline = Pipeline(
             catalog=catalog,
             decoder=self._decoder,
-            batchers=self._batchers,
-            carriers=self._carriers,
+            lanes=self._lanes,
             health=self.health,
             render_pool=self._render_pool,
             max_inflight=settings.max_inflight_requests,
@@ -153,7 +153,7 @@ class Gateway:
         try:
             return await self._start()
         except BaseException:
-            self._remove_shm()
+            await self._close_lanes()
             raise
 
     async def _start(self) -> tuple[str, str]:
@@ -164,9 +164,7 @@ class Gateway:
             grpc_port = ports.choose(settings.grpc_host, settings.grpc_port, DEFAULT_GRPC_PORT)
         http_port = ports.choose(settings.http_host, settings.http_port, DEFAULT_HTTP_PORT)
         await self.health.check()
-        for model, channels in self._channels.items():
-            await channels.listen(self._regions[model].calls)
-        await asyncio.gather(*(carrier.agree() for carrier in self._carriers.values()))
+        await asyncio.gather(*(lanes.stable.open() for lanes in self._lanes.values()))
         address, credentials = f"{settings.grpc_host}:{grpc_port}", server_credentials(settings)
         if credentials is None:
             grpc_port = self._server.add_insecure_port(address)
@@ -178,7 +176,8 @@ class Gateway:
             probes=GatewayProbes(health=self.health, metrics=self._metrics, heartbeat=self._heartbeat),
         )
         await self._server.start()
-        self._tasks = [asyncio.create_task(self.health.run()), asyncio.create_task(self._heartbeat.run())]
+        running = (self.health.run(), self._heartbeat.run(), self._reconciler.run())
+        self._tasks = [asyncio.create_task(each) for each in running]
         return f"{settings.grpc_host}:{grpc_port}", f"{settings.http_host}:{self._probes.port}"
 
     async def stop(self) -> None:
@@ -194,74 +193,46 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
-        await asyncio.gather(*(channels.close() for channels in self._channels.values()))
+        await self._close_lanes()
         await self._backend.close()
         self._decoder.close()
         self._render_pool.shutdown()
         await asyncio.to_thread(self._tracing.close)
         if self._probes is not None:
             await asyncio.to_thread(self._probes.close)
-        self._remove_shm()
 
-    def _make_regions(self, catalog: Catalog, metrics: Metrics, threads: int) -> dict[str, Region]:
-        """The shared memory of each model; those it cannot be made for are left out."""
-        settings = self._settings
-        if not settings.shm_megabytes:
-            return {}
-        batches = self._workers * settings.batches_per_worker
-        wanted = {}
-        for card in catalog.cards:
-            max_batch = min(settings.max_batch, card.max_batch)
-            pictures = threads + settings.max_queue + batches * max_batch
-            wanted[card.name] = Size.wanted(card, max_batch=max_batch, batches=batches, pictures=pictures)
-        regions = {}
-        try:
-            self._shm = SharedDirectory(settings.shm_dir)
-            for model, size in shares(wanted, settings.shm_megabytes * 2**20).items():
-                exhausted = partial(metrics.shm_exhausted, model)
-                regions[model] = self._shm.region(catalog.get(model), size, on_exhausted=exhausted)
-        except OSError as error:
-            _log.warning(
-                "no shared memory in %s for %s (%s): pixels travel inside the calls; give it more room, or set "
-                "shm_megabytes to 0",
-                settings.shm_dir,
-                ", ".join(sorted(wanted.keys() - regions.keys())),
-                error.strerror or error,
-            )
-        return regions
+    async def _close_lanes(self) -> None:
+        await self._reconciler.close()
+        await asyncio.gather(*(lane.close() for lanes in self._lanes.values() for lane in lanes.all))
 
-    def _remove_shm(self) -> None:
-        if self._shm is not None:
-            self._shm.remove()
-            self._shm = None
 
-    def _batcher(self, card: Card, clock: Callable[[], float], metrics: Metrics) -> Batcher:
-        settings, name = self._settings, card.name
-        dispatcher = Dispatcher(
-            card=card,
-            carrier=self._carriers[name],
-            # A batch may wait at its worker for those sent before it.
-            batch_timeout_seconds=settings.batch_timeout_seconds * settings.batches_per_worker * self._peers,
-            clock=clock,
-            on_retry=lambda: metrics.batch_retried(name),
-            on_trouble=self.health.suspect,
-        )
-        batcher = Batcher(
-            max_batch=min(settings.max_batch, card.max_batch),
-            workers=self._workers,
-            batches_per_worker=settings.batches_per_worker,
-            max_queue=settings.max_queue,
-            run_batch=dispatcher.run,
-            clock=clock,
-            on_dispatch=lambda size, reason: metrics.batch_dispatched(name, size=size, reason=reason),
-            on_batch=lambda predicted, spent: metrics.batch_answered(
-                name, predicted_seconds=predicted, spent_seconds=spent
-            ),
-            on_late_refusal=lambda: metrics.refused_late(name),
-        )
-        metrics.add_model(card, queue_length=lambda: batcher.queue_length, queue_age=batcher.queue_age_seconds)
-        return batcher
+def _watch(metrics: Metrics, lanes: ModelLanes) -> None:
+    """Show a model's state on the metrics page: that of its stable version, whichever that is by then."""
+    card = lanes.stable.card
+    metrics.add_model(
+        card,
+        queue_length=partial(_queue_length, lanes),
+        queue_age=partial(_queue_age_seconds, lanes),
+    )
+    kinds = ("input", "output") if lanes.stable.has_memory else ()
+    metrics.watch_shared_memory(
+        card.name,
+        in_use=lambda: lanes.stable.carrier.shared,
+        slots={kind: partial(_usage, lanes, kind) for kind in kinds},
+        channels=lambda: len(lanes.stable.channels),
+    )
+
+
+def _queue_length(lanes: ModelLanes) -> float:
+    return lanes.stable.batcher.queue_length
+
+
+def _queue_age_seconds(lanes: ModelLanes) -> float:
+    return lanes.stable.batcher.queue_age_seconds()
+
+
+def _usage(lanes: ModelLanes, kind: str) -> Usage:
+    return lanes.stable.usage(kind)
 
 
 def _connection_age(settings: Settings) -> tuple[tuple[str, int], ...]:

@@ -15,17 +15,18 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from handlers.hardware import usable_cores
-from service import allocation, gpu, ports
+from service import allocation, gpu, ports, rollout
 from service.backend import ModelStatus
-from service.catalog import Catalog
+from service.catalog import Catalog, CatalogError
 from service.embedded import EmbeddedTorchServe
 from service.fleet import Fleet
 from service.gateway import GRPC_STOP_SECONDS, REFUSAL_SECONDS, Gateway
-from service.launch import MAX_MESSAGE_BYTES, config_for
+from service.launch import MAX_MESSAGE_BYTES, EmbeddedConfig, config_for
 from service.member import MemberProcess
 from service.metrics import Metrics
 from service.settings import DEFAULT_GRPC_PORT, DEFAULT_HTTP_PORT, Settings, as_environment, child_environment
@@ -201,6 +202,15 @@ async def _unless(stopped: asyncio.Task[None], starting: Awaitable[Result]) -> R
     return None
 
 
+def _renewed(settings: Settings, before: EmbeddedConfig) -> EmbeddedConfig:
+    """What a TorchServe that starts again is to run: the versions that are stable now, or else what it ran before."""
+    try:
+        return config_for(settings, rollout.served(settings))
+    except CatalogError as error:
+        _log.warning("roll-out: %s; TorchServe starts again as before", error)
+        return before
+
+
 @contextlib.asynccontextmanager
 async def _torchserve(
     settings: Settings,
@@ -217,7 +227,9 @@ async def _torchserve(
         )
         return
     config = config_for(settings, catalog)
-    torchserve = EmbeddedTorchServe(config, on_progress=on_progress, on_restart=metrics.backend_restarted)
+    torchserve = EmbeddedTorchServe(
+        config, on_progress=on_progress, on_restart=metrics.backend_restarted, renewed=partial(_renewed, settings)
+    )
     endpoint = await torchserve.start()
     supervisor = asyncio.create_task(torchserve.supervise())
     try:
