@@ -16,7 +16,7 @@ from handlers.frame import Array
 from model_store.card import InputSize, Preprocess, WeightsState
 from model_store.commands import app as models_app
 from service import catalog as catalogs
-from service import decode, logs, rollout, settings
+from service import decode, logs, rollout, rollout_commands, settings
 from service.backend import ModelStatus
 from service.client import commands as client_commands
 from service.container import become_torchserve
@@ -37,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models_app, name="models")
+rollout_commands.register(models_app)
 client_commands.register(app)
 eval_commands.register(app)
 tune_commands.register(app)

@@ -103,9 +103,9 @@ class FakeBackend:
     """A backend in this process: `run` maps pixels to outputs, `failures` are raised before answering, in order.
 
     `gate`, when set, holds every batch until it is opened, so that tests decide when a batch finishes. `shm_dir` is
-    what its workers are given as `MOBILEVISION_SHM_DIR`; `call` is how they call a gateway back, None: they do not. `workers` are those of the versions loaded, by model and
-    version; versions in `broken` fail on every batch, versions in `loading` have no ready worker, those in `runs`
-    answer otherwise than the others.
+    what its workers are given as `MOBILEVISION_SHM_DIR`; `call` is how they call a gateway back, None: they do not.
+    `workers` are those of the versions loaded, by model and version; versions in `broken` fail on every batch, those in
+    `hanging` do not answer, those in `loading` have no ready worker, those in `runs` answer otherwise than the others.
     """
 
     def __init__(
@@ -126,6 +126,7 @@ class FakeBackend:
         self.defaults: dict[str, str] = {}
         self.broken: dict[str, ServiceError] = {}
         self.loading: set[str] = set()
+        self.hanging: set[str] = set()
         self.runs: dict[str, Callable[[str, Array], Mapping[str, Array]]] = {}
         self.lost = 0  # batches in flight when their version was unloaded
         self._flight: Counter[tuple[str, str]] = Counter()
@@ -136,9 +137,16 @@ class FakeBackend:
             raise self.broken[version]
         self._flight[model, version] += 1
         try:
+            if version in self.hanging:
+                await self._hang(timeout_seconds)
             return await self._infer(model, frame, timeout_seconds, self.runs.get(version, self._run))
         finally:
             self._flight[model, version] -= 1
+
+    async def _hang(self, timeout_seconds: float) -> None:
+        # Not for ever: a gateway that stops waits for its batches.
+        await asyncio.sleep(min(timeout_seconds, 2.0))
+        raise BackendTimeout(f"no answer within {timeout_seconds:.3f} s")
 
     async def _infer(
         self,

@@ -29,6 +29,7 @@ from service.pipeline import Pipeline
 from service.probes import GatewayProbes, Heartbeat, ProbeServer
 from service.reconcile import POLL_SECONDS, Reconciler
 from service.settings import DEFAULT_GRPC_PORT, DEFAULT_HTTP_PORT, Settings
+from service.shadow import Shadows
 from service.slots import Usage
 from service.tls import server_credentials
 from service.tracing import OFF, Tracing
@@ -104,10 +105,12 @@ class Gateway:
             linger_seconds=LINGER_POLLS * POLL_SECONDS + settings.batch_timeout_seconds if peers > 1 else 0.0,
             on_switch=self.health.suspect,
         )
+        self._shadows = Shadows(decoder=self._decoder, metrics=metrics, pool=self._render_pool)
         self._pipeline = Pipeline(
             catalog=catalog,
             decoder=self._decoder,
             lanes=self._lanes,
+            shadows=self._shadows,
             health=self.health,
             render_pool=self._render_pool,
             max_inflight=settings.max_inflight_requests,
@@ -164,7 +167,9 @@ class Gateway:
             grpc_port = ports.choose(settings.grpc_host, settings.grpc_port, DEFAULT_GRPC_PORT)
         http_port = ports.choose(settings.http_host, settings.http_port, DEFAULT_HTTP_PORT)
         await self.health.check()
-        await asyncio.gather(*(lanes.stable.open() for lanes in self._lanes.values()))
+        for lanes in self._lanes.values():
+            await lanes.stable.open()
+        await asyncio.gather(*(lanes.stable.carrier.agree() for lanes in self._lanes.values()))
         address, credentials = f"{settings.grpc_host}:{grpc_port}", server_credentials(settings)
         if credentials is None:
             grpc_port = self._server.add_insecure_port(address)
@@ -202,6 +207,7 @@ class Gateway:
             await asyncio.to_thread(self._probes.close)
 
     async def _close_lanes(self) -> None:
+        await self._shadows.close()
         await self._reconciler.close()
         await asyncio.gather(*(lane.close() for lanes in self._lanes.values() for lane in lanes.all))
 

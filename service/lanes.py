@@ -82,10 +82,9 @@ class Lane:
         return self._region is not None
 
     async def open(self) -> None:
-        """Let its workers call back, and find out whether they see the shared memory."""
+        """Let its workers call back, once they are asked to."""
         if self._region is not None:
             await self.channels.listen(self._region.calls)
-        await self.carrier.agree()
 
     def resize(self, workers: int) -> None:
         """Count with another number of workers from now on."""

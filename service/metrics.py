@@ -18,10 +18,12 @@ from service.slots import Usage
 from service.work import Record
 
 STAGES = ("decode", "queue", "transport", "inference", "results")
+SHADOW_OUTCOMES = ("compared", "failed", "dropped")
 VERSION_OUTCOMES = ("answered", "failed", "passed_on")
 UNKNOWN_MODEL = "unknown"  # label value of requests that name no model we serve: names from outside stay out
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 4.0, 8.0)
+_SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 _BATCH = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -98,6 +100,23 @@ class Metrics:
         )
         self._version_duration = seconds(
             "version_duration_seconds", "Time of an answered request in the stages of one version.", "model", "version"
+        )
+        self._version_inference = seconds(
+            "version_inference_seconds", "Time of one batch in a version's model, shadow runs too.", "model", "version"
+        )
+        self._shadow_runs = counter(
+            "shadow_runs",
+            "Requests run on a candidate as well, only to be compared: compared, failed, or dropped to leave room.",
+            "model",
+            "version",
+            "outcome",
+        )
+        self._agreement = Histogram(
+            "mobilevision_version_agreement",
+            "Agreement of a candidate with the stable version on one picture, 0 to 1: top1, box_f1 or miou.",
+            ["model", "stable", "candidate", "metric"],
+            registry=registry,
+            buckets=_SHARES,
         )
         self._version_share = gauge(
             "version_share", "Share of the requests that goes to a version, 0 to 1.", "model", "version", "role"
@@ -195,6 +214,7 @@ class Metrics:
             if reason is None:
                 spent = sum(record.stage_seconds.values())
                 self._version_duration.labels(model, record.version).observe(spent)
+                self.version_inferred(model, record.version, record.stage_seconds.get("inference", 0.0))
         if reason is None:
             for stage, spent_seconds in record.stage_seconds.items():
                 self._stages.labels(model, stage).observe(spent_seconds)
@@ -236,8 +256,23 @@ class Metrics:
         self._shares[model] = series
         for version, (role, share) in shares.items():
             self._version_share.labels(model, version, role).set(share)
+            if role == "candidate":
+                for outcome in SHADOW_OUTCOMES:
+                    self._shadow_runs.labels(model, version, outcome)
             for outcome in VERSION_OUTCOMES:
                 self._version_requests.labels(model, version, outcome)
+
+    def version_inferred(self, model: str, version: str, seconds: float) -> None:
+        """Record how long a version's model took over a batch."""
+        self._version_inference.labels(model, version).observe(seconds)
+
+    def version_agreed(self, model: str, *, stable: str, candidate: str, metric: str, share: float) -> None:
+        """Record how far two versions agreed on a picture."""
+        self._agreement.labels(model, stable, candidate, metric).observe(share)
+
+    def shadowed(self, model: str, version: str, outcome: str) -> None:
+        """Count a shadow run; `outcome` is one of `SHADOW_OUTCOMES`."""
+        self._shadow_runs.labels(model, version, outcome).inc()
 
     def version_switched(self, before: Card, after: Card) -> None:
         """Record that another version stands for a model."""

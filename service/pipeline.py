@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from model_store.card import Card, Task
+from service.agreement import Seen
 from service.catalog import Catalog
 from service.decode import Decoder
 from service.errors import (
@@ -28,7 +29,8 @@ from service.errors import (
     UnavailableError,
 )
 from service.health import Health
-from service.lanes import Lane, ModelLanes
+from service.lanes import Choice, Lane, ModelLanes
+from service.shadow import Shadows
 from service.work import Decoded, Job, Priority, Record, Row
 
 Reply = TypeVar("Reply")
@@ -59,6 +61,7 @@ class Pipeline:
         catalog: Catalog,
         decoder: Decoder,
         lanes: Mapping[str, ModelLanes],
+        shadows: Shadows,
         health: Health,
         render_pool: ThreadPoolExecutor,
         max_inflight: int,
@@ -67,6 +70,7 @@ class Pipeline:
         self._catalog = catalog
         self._decoder = decoder
         self._lanes = lanes
+        self._shadows = shadows
         self._health = health
         self._render_pool = render_pool
         self._max_inflight = max_inflight
@@ -87,14 +91,15 @@ class Pipeline:
                 retry_after_seconds=self._retry_after_seconds,
             )
         lanes = self._lanes[record.model]
-        lane = lanes.choose(record.request_id).lane
+        choice = lanes.choose(record.request_id)
+        lane = choice.lane
         if lane is lanes.stable:
             self._admit(request, lane, record)
         self.inflight += 1
         self._idle.clear()
         try:
             async with asyncio.timeout_at(request.deadline_seconds):
-                return await self._answer(request, lanes, lane, record, render)
+                return await self._answer(request, lanes, choice, record, render)
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed before the answer was ready") from error
         finally:
@@ -125,20 +130,25 @@ class Pipeline:
         self,
         request: Request,
         lanes: ModelLanes,
-        lane: Lane,
+        choice: Choice,
         record: Record,
         render: Callable[[Card, Decoded, Row], Reply],
     ) -> Reply:
+        lane = choice.lane
         while True:
             with lane.use():
                 try:
                     if lane is lanes.stable:
-                        return await self._run(request, lane, request.deadline_seconds, record, render)
+                        reply, seen = await self._run(request, lane, request.deadline_seconds, record, render)
+                        if choice.compared:
+                            self._shadows.offer(lanes, request.image, seen)
+                        return reply
                     now = asyncio.get_running_loop().time()
                     deadline_seconds = now + (request.deadline_seconds - now) * CANDIDATE_TIME
                     lane.batcher.check(deadline_seconds, request.priority)
                     async with asyncio.timeout_at(deadline_seconds):
-                        return await self._run(request, lane, deadline_seconds, record, render)
+                        reply, _ = await self._run(request, lane, deadline_seconds, record, render)
+                        return reply
                 except _ELSEWHERE:
                     if lane is lanes.stable:  # by now
                         raise
@@ -154,7 +164,7 @@ class Pipeline:
         deadline_seconds: float,
         record: Record,
         render: Callable[[Card, Decoded, Row], Reply],
-    ) -> Reply:
+    ) -> tuple[Reply, Seen]:
         loop = asyncio.get_running_loop()
         started = loop.time()
         card, batcher = lane.card, lane.batcher
@@ -190,4 +200,4 @@ class Pipeline:
             reply = render(card, decoded, row)  # takes less than the way to a thread and back
         record.stage_seconds["results"] = loop.time() - answered
         batcher.observe_rendering(record.stage_seconds["results"])
-        return reply
+        return reply, Seen(row.outputs, decoded.geometry)

@@ -1,4 +1,4 @@
-"""The roll-out file: which version of a model answers, and which other one is tried beside it. Also who may try.
+"""The roll-out file: which version of a model answers, and which other one is tried beside it.
 
 In: `rollout.json`, beside the archives unless a setting names another. Out: an `Entry` per model that it speaks of, or
 `RolloutError`; models it leaves out are served from `NAME.mar`. The file says what shall be, not what to do: gateways
@@ -17,14 +17,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
 
-from model_store.card import Card
+from model_store.card import VERSION_PATTERN, Card
 from service import catalog as catalogs
 from service.catalog import Catalog, CatalogError
 from service.settings import Settings
 
 FILE_NAME = "rollout.json"
-
-_VERSION = r"^\d+(\.\d+){0,2}$"
 
 
 class RolloutError(CatalogError):
@@ -40,11 +38,11 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stable: str = Field(pattern=_VERSION)
-    candidate: str | None = Field(default=None, pattern=_VERSION)
+    stable: str = Field(pattern=VERSION_PATTERN)
+    candidate: str | None = Field(default=None, pattern=VERSION_PATTERN)
     weight: float = Field(default=0.0, ge=0, le=1)
     shadow: float = Field(default=0.0, ge=0, le=1)
-    previous: str | None = Field(default=None, pattern=_VERSION)
+    previous: str | None = Field(default=None, pattern=VERSION_PATTERN)
 
     @model_validator(mode="after")
     def _is_whole(self) -> "Entry":
@@ -56,6 +54,7 @@ class Entry(BaseModel):
 
 
 Rollout = Mapping[str, Entry]
+Change = Callable[[dict[str, Entry]], None]
 
 
 class _File(RootModel[dict[str, Entry]]):
@@ -91,7 +90,7 @@ def read(path: Path) -> Rollout:
     return parse(content_of(path), path)
 
 
-def edit(path: Path, change: Callable[[dict[str, Entry]], None]) -> None:
+def edit(path: Path, change: Change) -> None:
     """Change the file, whole or not at all; two edits at once come one after the other. Raises `RolloutError`."""
     try:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
