@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import shutil
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,10 +16,10 @@ from fakes import picture
 from grpc import aio
 from serving import Served, served
 
-from model_store.card import Card
 from service import rollout
 from service.pb.mobilevision.v1 import vision_pb2, vision_pb2_grpc
 from service.rollout import Entry
+from service.verdict import judge
 
 pytestmark = [
     pytest.mark.integration,
@@ -31,12 +32,11 @@ CALLERS = 3
 
 
 @pytest.fixture
-def archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def archives(tmp_path: Path) -> Path:
     """Versions 1.0 and 1.1 of the toy."""
     folder = tmp_path / "archives"
     toy_torchserve.build(folder)
-    monkeypatch.setattr(toy_torchserve, "Card", lambda **fields: Card(**fields | {"version": "1.1"}))
-    toy_torchserve.build(tmp_path / "new")
+    toy_torchserve.build(tmp_path / "new", "1.1")
     for suffix in (".mar", ".card.json"):
         shutil.copy(tmp_path / "new" / f"toy{suffix}", folder / f"toy@1.1{suffix}")
     return folder
@@ -89,6 +89,11 @@ def put(folder: Path, **entry: object) -> None:
     rollout.edit(folder / rollout.FILE_NAME, lambda entries: entries.update(toy=Entry(**entry)))  # type: ignore[arg-type]
 
 
+def page(server: Served) -> str:
+    with urllib.request.urlopen(f"http://{server.http}/metrics", timeout=10) as reply:
+        return str(reply.read().decode())
+
+
 def workers(server: Served) -> int:
     return sum(any("model_service_worker" in part for part in p.cmdline()) for p in server.descendants())
 
@@ -112,8 +117,10 @@ async def test_no_call_is_lost_while_versions_come_and_go(archives: Path, tmp_pa
         callers = Callers(server)
         async with callers.calling():
             await callers.until("1.0")
-            put(archives, stable="1.0", candidate="1.1", weight=0.5)
+            put(archives, stable="1.0", candidate="1.1", weight=0.5, shadow=0.5)
             await callers.until("1.0", "1.1")
+            pages = [await asyncio.to_thread(page, server)]
+            assert judge("toy", pages).agreement == 1
             put(archives, stable="1.1", previous="1.0")
             await callers.until("1.1")
             await until_workers(server, 1)  # the old version's are gone
