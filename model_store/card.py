@@ -10,6 +10,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+VERSION_PATTERN = r"^\d+(\.\d+){0,2}$"
+FIRST_VERSION = "1.0"
+
 
 class Task(StrEnum):
     """What a model answers."""
@@ -138,7 +141,7 @@ class Card(_Frozen):
 
     schema_version: Literal[1] = 1
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,99}$")
-    version: str = Field(default="1.0", pattern=r"^\d+(\.\d+){0,2}$")
+    version: str = Field(default=FIRST_VERSION, pattern=VERSION_PATTERN)
     task: Task
     family: str
     variant: str

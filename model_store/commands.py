@@ -9,6 +9,7 @@ the context's object, how its gateway brings a picture to a model's input: `veri
 import hashlib
 import importlib.metadata
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from rich.table import Table
 
 import handlers
 from model_store import archive, zoo
-from model_store.card import Agreement, Card, WeightsState
+from model_store.card import FIRST_VERSION, VERSION_PATTERN, Agreement, Card, WeightsState
 from model_store.demo import commands as demo_commands
 from model_store.errors import CheckpointError
 from model_store.pull import commands as pull_commands
@@ -148,6 +149,9 @@ def build(
         str | None, typer.Option(help="Whose tensor names the checkpoint has [those of the official file].")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+    version: Annotated[
+        str, typer.Option(help="Of the archives; another than the one served, to be tried beside it (`canary`).")
+    ] = FIRST_VERSION,
     store: Annotated[Path, typer.Option(help="Folder with the checkpoints that `pull` fetched.")] = CHECKPOINTS,
     random: Annotated[
         bool, typer.Option("--random", help="Random weights, also where a checkpoint was pulled.")
@@ -168,6 +172,8 @@ def build(
         raise typer.BadParameter("means nothing without --checkpoint", param_hint="--layout")
     if random and checkpoint is not None:
         raise typer.BadParameter("excludes --checkpoint", param_hint="--random")
+    if re.fullmatch(VERSION_PATTERN, version) is None:
+        raise typer.BadParameter("one to three numbers with dots between, such as 1.1", param_hint="--version")
     failed = False
     with _progress() as progress:
         task = progress.add_task("", total=len(entries))
@@ -176,8 +182,8 @@ def build(
             try:
                 chosen = None if random else _chosen(store, entry, checkpoint, layout)
                 inputs = _inputs_digest(chosen, seed)
-                done = "" if force else _reason_to_keep(out, entry.name, inputs, chosen)
-                done = done or _build_one(entry.name, out, inputs, chosen, seed)
+                done = "" if force else _reason_to_keep(out, entry.name, inputs, chosen, version)
+                done = done or _build_one(entry.name, out, inputs, chosen, seed, version)
                 typer.echo(f"{entry.name}: {done}")
             except _BuildFailed as error:
                 failed = True
@@ -232,11 +238,11 @@ class _BuildFailed(Exception):
     """A model cannot be built; the message says what to do."""
 
 
-def _build_one(name: str, out: Path, inputs: str, checkpoint: _Checkpoint | None, seed: int) -> str:
+def _build_one(name: str, out: Path, inputs: str, checkpoint: _Checkpoint | None, seed: int, version: str) -> str:
     """Build an archive and say what was written."""
     exported = _export(name, checkpoint, seed)
     try:
-        path = archive.write(out, exported.card, exported.module_bytes)
+        path = archive.write(out, exported.card.model_copy(update={"version": version}), exported.module_bytes)
         # Last, so that an interrupted build is not taken for a finished one.
         _inputs_file(out, name).write_text(inputs + "\n")
     except archive.ArchiveError as error:
@@ -301,10 +307,10 @@ def _torch_needed() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-def _reason_to_keep(out: Path, name: str, inputs: str, checkpoint: _Checkpoint | None) -> str:
+def _reason_to_keep(out: Path, name: str, inputs: str, checkpoint: _Checkpoint | None, version: str) -> str:
     """Why the archive that is there should stay; empty if it should be built."""
     card = _card(out, name)
-    if not isinstance(card, Card):
+    if not isinstance(card, Card) or card.version != version:
         return ""
     try:
         inside = archive.read_card(out / f"{name}.mar")

@@ -16,7 +16,7 @@ from handlers.frame import Array
 from model_store.card import InputSize, Preprocess, WeightsState
 from model_store.commands import app as models_app
 from service import catalog as catalogs
-from service import decode, logs, settings
+from service import decode, logs, rollout, rollout_commands, settings
 from service.backend import ModelStatus
 from service.client import commands as client_commands
 from service.container import become_torchserve
@@ -37,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models_app, name="models")
+rollout_commands.register(models_app)
 client_commands.register(app)
 eval_commands.register(app)
 tune_commands.register(app)
@@ -92,7 +93,7 @@ def serve_command(
             http_port=http_port,
         )
         logs.configure(level=chosen.log_level, log_format=chosen.log_format)
-        catalog = catalogs.read(chosen.archives, models=chosen.models, default_models=chosen.default_models)
+        catalog = rollout.served(chosen)
         terminal = _err.is_terminal
         with _err.status("starting TorchServe") as spinner:
 
@@ -132,7 +133,7 @@ def gateway_process(number: int, processes: int) -> None:
     try:
         chosen = settings.load()
         logs.configure(level=chosen.log_level, log_format=chosen.log_format, process=number)
-        catalog = catalogs.read(chosen.archives, models=chosen.models, default_models=chosen.default_models)
+        catalog = rollout.served(chosen)
 
         def announce(address: Address) -> None:
             print(json.dumps({"grpc": address.grpc, "http": address.http}), flush=True)
@@ -152,7 +153,7 @@ def torchserve_command(
     """
     try:
         chosen = settings.load(config)
-        catalog = catalogs.read(chosen.archives, models=chosen.models, default_models=chosen.default_models)
+        catalog = rollout.served(chosen)
         become_torchserve(chosen, catalog)
     except (settings.SettingsError, catalogs.CatalogError, EmbeddedError) as error:
         _fail(str(error))

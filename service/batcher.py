@@ -133,6 +133,11 @@ class Batcher:
         """Learn how long an answer takes after its batch, so that predictions leave time for it."""
         self._rendering_seconds += (seconds - self._rendering_seconds) * _RENDERING_GAIN
 
+    def resize(self, workers: int) -> None:
+        """Count with another number of workers from now on."""
+        self._workers.resize(workers, self._clock())
+        self._schedule_pump()
+
     @property
     def queue_length(self) -> int:
         """Jobs waiting."""

@@ -19,7 +19,7 @@ import numpy as np
 from handlers.exchange import INLINE_ROW, PIXELS, SLOTS
 from handlers.frame import Array, FrameError, pack, unpack
 from model_store.card import Card
-from service.backend import Backend
+from service.backend import Runner
 from service.channels import Channels
 from service.errors import BackendFault, BackendTimeout, BackendUnavailable
 from service.region import Region
@@ -43,7 +43,7 @@ class Carrier:
         self,
         *,
         card: Card,
-        backend: Backend,
+        backend: Runner,
         region: Region | None,
         clock: Callable[[], float],
         channels: Channels | None = None,

@@ -1,7 +1,11 @@
-"""The models this server serves, from the cards beside their archives. Immutable once read."""
+"""The models this server serves, from the cards beside their archives.
+
+`NAME.mar` is the version of a model that is served unless something else is said; `NAME@VERSION.mar` are others, each
+with its card beside it. A roll-out alone replaces a card (`replace`), by that of the version that answers from then on.
+"""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -11,6 +15,7 @@ from service.errors import ModelNotFound, NoDefaultModel, TaskMismatch
 
 CARD_SUFFIX = ".card.json"
 ARCHIVE_SUFFIX = ".mar"
+VERSION_MARK = "@"  # names of models cannot hold it
 MOST_UNNAMED = 6  # archives served without being named
 
 _TRUST = {WeightsState.OFFICIAL: 0, WeightsState.CUSTOM: 1, WeightsState.DEMO: 2, WeightsState.RANDOM: 3}
@@ -40,6 +45,12 @@ class Catalog:
     def cards(self) -> tuple[Card, ...]:
         """All cards, sorted by name."""
         return tuple(self._cards.values())
+
+    def replace(self, card: Card) -> None:
+        """Serve another version of a model from now on."""
+        if self._cards[card.name].task is not card.task:
+            raise ValueError(f"this is a bug: {card.name} cannot change from {self._cards[card.name].task}")
+        self._cards[card.name] = card
 
     def is_default(self, card: Card) -> bool:
         """Whether requests that name no model go to this one."""
@@ -76,10 +87,58 @@ class Catalog:
         return card
 
 
-def read(archives: Path, *, models: Iterable[str] = (), default_models: Iterable[str] = ()) -> Catalog:
-    """Read the cards of `models` (all when empty, if they are few) from a folder. Raises `CatalogError`."""
-    models = list(models)
-    found = sorted(path.name.removesuffix(CARD_SUFFIX) for path in archives.glob(f"*{CARD_SUFFIX}"))
+def stem_of(name: str, version: str) -> str:
+    """What the files of a version are called, before their suffixes."""
+    return f"{name}{VERSION_MARK}{version}"
+
+
+def archive_of(archives: Path, card: Card) -> Path:
+    """The archive a card of this folder belongs to."""
+    named = archives / f"{stem_of(card.name, card.version)}{ARCHIVE_SUFFIX}"
+    return named if named.is_file() else archives / f"{card.name}{ARCHIVE_SUFFIX}"
+
+
+def find(archives: Path, name: str, version: str) -> Card:
+    """The card of one version of a model. Raises `CatalogError`."""
+    for stem in (stem_of(name, version), name):
+        if not (archives / f"{stem}{CARD_SUFFIX}").is_file():
+            continue
+        card = _read_card(archives, stem)
+        if (card.name, card.version) == (name, version):
+            return card
+        if stem != name:
+            raise CatalogError(f"{archives / stem}{CARD_SUFFIX} is of version {card.version} of {card.name}")
+    raise CatalogError(
+        f"no archive of version {version} of {name!r} in {archives}; bring one with: mobilevision models canary {name} "
+        "--archive FILE"
+    )
+
+
+def _read_card(archives: Path, stem: str) -> Card:
+    path, name = archives / f"{stem}{CARD_SUFFIX}", stem.partition(VERSION_MARK)[0]
+    if not (archives / f"{stem}{ARCHIVE_SUFFIX}").is_file():
+        raise CatalogError(f"{path} has no {stem}{ARCHIVE_SUFFIX} beside it; rebuild: mobilevision models build {name}")
+    try:
+        return Card.read(path)
+    except (OSError, ValidationError) as error:
+        raise CatalogError(f"cannot read {path}: {error}; rebuild: mobilevision models build {name}") from error
+
+
+def read(
+    archives: Path,
+    *,
+    models: Iterable[str] = (),
+    default_models: Iterable[str] = (),
+    versions: Mapping[str, str] | None = None,
+) -> Catalog:
+    """Read the cards of `models` (all when empty, if they are few) from a folder. Raises `CatalogError`.
+
+    `versions`: of models that are served in another version than that of `NAME.mar`.
+    """
+    models, versions = list(models), versions or {}
+    stems = {path.name.removesuffix(CARD_SUFFIX) for path in archives.glob(f"*{CARD_SUFFIX}")}
+    chosen = {name for name, version in versions.items() if stem_of(name, version) in stems}
+    found = sorted({stem for stem in stems if VERSION_MARK not in stem} | chosen)
     if not models and len(found) > MOST_UNNAMED:
         raise CatalogError(
             f"{archives} holds {len(found)} archives, and each model served takes a process of its own; "
@@ -90,15 +149,8 @@ def read(archives: Path, *, models: Iterable[str] = (), default_models: Iterable
         raise CatalogError(f"no model archives in {archives}; build some with: mobilevision models build")
     cards = []
     for name in wanted:
-        path = archives / f"{name}{CARD_SUFFIX}"
         if name not in found:
             raise CatalogError(f"no archive of {name!r} in {archives}; build it with: mobilevision models build {name}")
-        if not (archives / f"{name}{ARCHIVE_SUFFIX}").is_file():
-            raise CatalogError(
-                f"{path} has no {name}{ARCHIVE_SUFFIX} beside it; rebuild: mobilevision models build {name}"
-            )
-        try:
-            cards.append(Card.read(path))
-        except (OSError, ValidationError) as error:
-            raise CatalogError(f"cannot read {path}: {error}; rebuild: mobilevision models build {name}") from error
+        version = versions.get(name)
+        cards.append(_read_card(archives, name) if version is None else find(archives, name, version))
     return Catalog(cards, default_models=default_models)

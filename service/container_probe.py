@@ -54,7 +54,7 @@ def torchserve_ready(run: str, key_file: str) -> None:
         raise Unwell(f"TorchServe is starting: {error}") from error
     archives = next(line for line in properties.splitlines() if line.startswith("load_models=")).partition("=")[2]
     for archive in archives.split(","):
-        model = archive.removesuffix(".mar")
+        model = archive.removesuffix(".mar").partition("@")[0]  # which version of it is the default may change
         connection = _UnixConnection(Path(run) / "management")
         status, body = _get(connection, f"/models/{model}", {"Authorization": f"Bearer {token}"})
         if status != http.client.OK:

@@ -45,8 +45,11 @@ class EmbeddedTorchServe:
         *,
         on_progress: Progress | None = None,
         on_restart: Callable[[], None] | None = None,
+        renewed: Callable[[EmbeddedConfig], EmbeddedConfig] = lambda config: config,
     ) -> None:
+        """`renewed` is asked at every restart what is to run then: a roll-out may have changed the versions."""
         self._config = config
+        self._renewed = renewed
         self._on_progress = on_progress
         self._on_restart = on_restart
         self._run: Path | None = None
@@ -118,7 +121,11 @@ class EmbeddedTorchServe:
 
     async def _restart(self) -> bool:
         """Whether all models are ready again. A taken port is waited for like any other failure."""
+        if self._ports is None:
+            raise RuntimeError("this is a bug: there is nothing to start again before start()")
         try:
+            self._config = self._renewed(self._config)
+            write_properties(self.run_directory, self._config, self._ports)
             await self._launch()
             async with asyncio.timeout(self._config.startup_timeout_seconds):
                 await self._until_ready()

@@ -22,7 +22,12 @@ _log = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
-    """The part of a batcher that shows whether work moves."""
+    """The part of a model's lanes that shows which version stands for it, and whether work moves there."""
+
+    @property
+    def version(self) -> str:
+        """The version that stands for the model."""
+        ...
 
     def oldest_batch_seconds(self) -> float:
         """How long the oldest batch in work has been running."""
@@ -78,7 +83,7 @@ class Health:
         """Read the state of every model once and publish it."""
         for model in self._why_not_ready:
             try:
-                status = await self._backend.model_status(model)
+                status = await self._backend.model_status(model, self._progress[model].version)
             except ServiceError as error:
                 status = ModelStatus(ready_workers=0, total_workers=0, detail=error.message)
             stuck = self._progress[model].oldest_batch_seconds()

@@ -122,6 +122,7 @@ class Door(aio.ServerInterceptor):
                 "trace_id": record.trace_id,
                 "method": record.method,
                 "model": record.model,
+                "version": record.version or None,
                 "code": code,
                 "reason": reason,
                 "error": error.message if error else None,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from service import leash
-from service.catalog import ARCHIVE_SUFFIX, Catalog
+from service.catalog import Catalog, archive_of
 from service.settings import Settings, child_environment
 
 MAX_MESSAGE_BYTES = 256 * 2**20  # one frame: 64 pictures of 512 x 512 and room to spare
@@ -49,7 +49,10 @@ class EmbeddedModel:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedConfig:
-    """How to run TorchServe. `environment` is the base of the child's environment, never read for settings."""
+    """How to run TorchServe. `environment` is the base of the child's environment, never read for settings.
+
+    All archives lie in one folder: TorchServe gets it as its model store, and may be told later to load others from it.
+    """
 
     models: tuple[EmbeddedModel, ...]
     environment: Mapping[str, str] = field(repr=False)
@@ -78,7 +81,7 @@ def config_for(settings: Settings, catalog: Catalog) -> EmbeddedConfig:
         models=tuple(
             EmbeddedModel(
                 name=card.name,
-                archive=settings.archives / f"{card.name}{ARCHIVE_SUFFIX}",
+                archive=archive_of(settings.archives, card),
                 version=card.version,
                 workers=settings.workers_per_model,
             )
@@ -99,15 +102,14 @@ def config_for(settings: Settings, catalog: Catalog) -> EmbeddedConfig:
 
 
 def prepare(run: Path, config: EmbeddedConfig) -> None:
-    """Lay out an empty run directory: folders, links to the archives, the logging file. Raises `EmbeddedError`."""
+    """Lay out an empty run directory: folders, the logging file. Raises `EmbeddedError`."""
     if len(str(run)) > MAX_RUN_DIRECTORY_CHARS:
         raise EmbeddedError(f"the run directory {run} is too deep for Unix sockets; use a shorter base")
-    for name in ("tmp", "logs", "store"):
+    for name in ("tmp", "logs"):
         (run / name).mkdir(mode=0o700)
     for model in config.models:
         if not model.archive.is_file():
             raise EmbeddedError(f"no archive {model.archive}; build it with `mobilevision models build {model.name}`")
-        (run / "store" / f"{model.name}.mar").symlink_to(model.archive.resolve())
     appenders = _CONSOLE if config.log_to_console else _FILES.replace("LOGS", str(run / "logs"))
     (run / "log4j2.xml").write_text(_LOG4J.replace("APPENDERS", appenders))
 
@@ -118,7 +120,7 @@ def write_properties(run: Path, config: EmbeddedConfig, ports: tuple[int, int]) 
         model.name: {
             model.version: {
                 "defaultVersion": True,
-                "marName": f"{model.name}.mar",
+                "marName": model.archive.name,
                 "minWorkers": model.workers,
                 "maxWorkers": model.workers,
                 "batchSize": 1,  # the gateway batches
@@ -137,14 +139,15 @@ def write_properties(run: Path, config: EmbeddedConfig, ports: tuple[int, int]) 
         "grpc_management_address": "127.0.0.1",
         "grpc_inference_port": ports[0],
         "grpc_management_port": ports[1],
-        "model_store": run / "store",
-        "load_models": ",".join(f"{model.name}.mar" for model in config.models),
+        "model_store": config.models[0].archive.parent.resolve(),
+        "load_models": ",".join(model.archive.name for model in config.models),
         "models": json.dumps(models),
         "job_queue_size": config.queue_size,
         "disable_system_metrics": "true",
         "max_request_size": config.max_message_bytes,
         "max_response_size": config.max_message_bytes,
         "token_expiration_min": TOKEN_MINUTES,
+        "enable_model_api": "true",  # loopback, and with a token; roll-outs load and unload versions
         "allowed_urls": "none://",  # archives come from the model store only
     }
     (run / "config.properties").write_text("".join(f"{key}={value}\n" for key, value in properties.items()))

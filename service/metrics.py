@@ -18,9 +18,12 @@ from service.slots import Usage
 from service.work import Record
 
 STAGES = ("decode", "queue", "transport", "inference", "results")
+SHADOW_OUTCOMES = ("compared", "failed", "dropped")
+VERSION_OUTCOMES = ("answered", "failed", "passed_on")
 UNKNOWN_MODEL = "unknown"  # label value of requests that name no model we serve: names from outside stay out
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 4.0, 8.0)
+_SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 _BATCH = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -88,6 +91,42 @@ class Metrics:
         self._model_info = gauge(
             "model_info", "Models served; always 1.", "model", "version", "task", "family", "variant", "head", "weights"
         )
+        self._version_requests = counter(
+            "version_requests",
+            "Requests by the version that was asked: answered, failed, or passed on to the stable version.",
+            "model",
+            "version",
+            "outcome",
+        )
+        self._version_duration = seconds(
+            "version_duration_seconds", "Time of an answered request in the stages of one version.", "model", "version"
+        )
+        self._version_inference = seconds(
+            "version_inference_seconds", "Time of one batch in a version's model, shadow runs too.", "model", "version"
+        )
+        self._shadow_runs = counter(
+            "shadow_runs",
+            "Requests run on a candidate as well, only to be compared: compared, failed, or dropped to leave room.",
+            "model",
+            "version",
+            "outcome",
+        )
+        self._agreement = Histogram(
+            "mobilevision_version_agreement",
+            "Agreement of a candidate with the stable version on one picture, 0 to 1: top1, box_f1 or miou.",
+            ["model", "stable", "candidate", "metric"],
+            registry=registry,
+            buckets=_SHARES,
+        )
+        self._version_share = gauge(
+            "version_share", "Share of the requests that goes to a version, 0 to 1.", "model", "version", "role"
+        )
+        self._rollout_file = gauge("rollout_file_valid", "Whether the roll-out file is in force (1) or broken (0).")
+        self._rollout_file.set(1)
+        self._rollout_settled = gauge(
+            "rollout_settled", "Whether the model is served as the roll-out file says (1) or not yet (0).", "model"
+        )
+        self._shares: dict[str, set[tuple[str, str]]] = {}  # series of `version_share` by model
         self._grpc_started = Counter(
             "grpc_server_started", "RPCs started.", ["grpc_type", "grpc_service", "grpc_method"], registry=registry
         )
@@ -108,9 +147,9 @@ class Metrics:
     def add_model(self, card: Card, *, queue_length: Callable[[], float], queue_age: Callable[[], float]) -> None:
         """Announce a model: all its series exist from the start, so that rates do not miss the first event."""
         name = card.name
-        self._model_info.labels(
-            name, card.version, card.task, card.family, card.variant, card.head, card.weights.state
-        ).set(1)
+        self._model_info.labels(*_info_of(card)).set(1)
+        for outcome in VERSION_OUTCOMES:
+            self._version_requests.labels(name, card.version, outcome)
         self._queue_length.labels(name).set_function(queue_length)
         self._queue_age.labels(name).set_function(queue_age)
         self._worker_ready.labels(name).set(0)
@@ -168,6 +207,14 @@ class Metrics:
             self._rejected.labels(reason).inc()
         if code == "DEADLINE_EXCEEDED":
             self._deadline_missed.labels(model).inc()
+        if record.passed_on:
+            self._version_requests.labels(model, record.passed_on, "passed_on").inc()
+        if record.version:
+            self._version_requests.labels(model, record.version, "failed" if reason else "answered").inc()
+            if reason is None:
+                spent = sum(record.stage_seconds.values())
+                self._version_duration.labels(model, record.version).observe(spent)
+                self.version_inferred(model, record.version, record.stage_seconds.get("inference", 0.0))
         if reason is None:
             for stage, spent_seconds in record.stage_seconds.items():
                 self._stages.labels(model, stage).observe(spent_seconds)
@@ -196,6 +243,42 @@ class Metrics:
         self._worker_ready.labels(model).set(1 if ready else 0)
         self._worker_count.labels(model).set(count)
 
+    def rollout_file(self, *, valid: bool) -> None:
+        """Record whether the roll-out file could be read."""
+        self._rollout_file.set(float(valid))
+
+    def rollout_state(self, model: str, *, settled: bool, shares: Mapping[str, tuple[str, float]]) -> None:
+        """Record which versions of a model are served: role and share of the requests by version."""
+        self._rollout_settled.labels(model).set(float(settled))
+        series = {(version, role) for version, (role, _) in shares.items()}
+        for gone in self._shares.get(model, set()) - series:
+            self._version_share.remove(model, *gone)
+        self._shares[model] = series
+        for version, (role, share) in shares.items():
+            self._version_share.labels(model, version, role).set(share)
+            if role == "candidate":
+                for outcome in SHADOW_OUTCOMES:
+                    self._shadow_runs.labels(model, version, outcome)
+            for outcome in VERSION_OUTCOMES:
+                self._version_requests.labels(model, version, outcome)
+
+    def version_inferred(self, model: str, version: str, seconds: float) -> None:
+        """Record how long a version's model took over a batch."""
+        self._version_inference.labels(model, version).observe(seconds)
+
+    def version_agreed(self, model: str, *, stable: str, candidate: str, metric: str, share: float) -> None:
+        """Record how far two versions agreed on a picture."""
+        self._agreement.labels(model, stable, candidate, metric).observe(share)
+
+    def shadowed(self, model: str, version: str, outcome: str) -> None:
+        """Count a shadow run; `outcome` is one of `SHADOW_OUTCOMES`."""
+        self._shadow_runs.labels(model, version, outcome).inc()
+
+    def version_switched(self, before: Card, after: Card) -> None:
+        """Record that another version stands for a model."""
+        self._model_info.remove(*_info_of(before))
+        self._model_info.labels(*_info_of(after)).set(1)
+
     def backend_restarted(self) -> None:
         """Count a restart of the embedded TorchServe."""
         self._restarts.inc()
@@ -214,6 +297,10 @@ class Metrics:
         """The format of that page."""
         _, content_type = choose_encoder(accept)
         return content_type
+
+
+def _info_of(card: Card) -> tuple[str, ...]:
+    return card.name, card.version, card.task, card.family, card.variant, card.head, card.weights.state
 
 
 def _state_of(usage: Callable[[], Usage], state: str) -> float:

@@ -45,6 +45,12 @@ class Settings(BaseSettings):
         "demo before random ones, then the smallest.",
     )
 
+    rollout_file: Path | None = Field(
+        default=None,
+        description="File that says which version of a model answers (docs/rollout.md). Watched while serving; it may "
+        "be absent. Unset: rollout.json in the archives folder.",
+    )
+
     grpc_host: str = Field(default="127.0.0.1", description="Address the gRPC API listens on; 0.0.0.0 for all.")
     grpc_port: int | None = Field(
         default=None, ge=0, le=65535, description=f"Port of the gRPC API. Unset: {DEFAULT_GRPC_PORT}, or a free one."

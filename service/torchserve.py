@@ -4,6 +4,7 @@ In: frames and model names. Out: frames and `ModelStatus`, or the three backend 
 """
 
 import json
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,21 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from service.backend import ModelStatus
+from service.backend import Loading, ModelStatus
 from service.errors import BackendFault, BackendTimeout, BackendUnavailable, ServiceError
 from service.pb.torchserve import inference_pb2, inference_pb2_grpc, management_pb2, management_pb2_grpc
 
 STATUS_TIMEOUT_SECONDS = 5.0
+CHANGE_TIMEOUT_SECONDS = 60.0  # registering reads the whole archive
 READY = "READY"  # worker status in TorchServe's describe reply
+_ALL_VERSIONS = "all"
 
 _WORKER_EXCEPTION = "org.pytorch.serve.http.InternalServerException"
 _WORKER_GONE = (
     "Worker died.",  # RESOURCE_EXHAUSTED: the worker ended with the batch in hand
     "has no worker to serve inference request",  # INTERNAL: no worker, or TorchServe's queue is full
     "Model not found",  # INTERNAL: the catalog knows the model, so TorchServe has not loaded it yet
+    "does not exist for model",  # INTERNAL: nor this version of it
 )
 
 Metadata = tuple[tuple[str, str], ...]
@@ -93,9 +97,9 @@ class TorchServeBackend:
         self._inference = inference_pb2_grpc.InferenceAPIsServiceStub(self._inference_channel)
         self._management = management_pb2_grpc.ManagementAPIsServiceStub(self._management_channel)
 
-    async def infer(self, model: str, frame: bytes, *, timeout_seconds: float) -> bytes:
+    async def infer(self, model: str, frame: bytes, *, timeout_seconds: float, version: str = "") -> bytes:
         """See `service.backend.Backend.infer`."""
-        request = inference_pb2.PredictionsRequest(model_name=model, input={"frame": frame})
+        request = inference_pb2.PredictionsRequest(model_name=model, model_version=version, input={"frame": frame})
         try:
             reply = await self._inference.Predictions(
                 request, timeout=timeout_seconds, metadata=self._tokens.inference()
@@ -104,19 +108,81 @@ class TorchServeBackend:
             raise _translated(error, model, timeout_seconds) from error
         return reply.prediction
 
-    async def model_status(self, model: str) -> ModelStatus:
+    async def model_status(self, model: str, version: str = "") -> ModelStatus:
         """See `service.backend.Backend.model_status`. A model TorchServe does not know has no workers."""
+        described = await self._described(model, version)
+        if not described:
+            which = f"version {version} of {model}" if version else f"model {model}"
+            return ModelStatus(ready_workers=0, total_workers=0, detail=f"TorchServe has no {which}")
+        return _status(described[0])
+
+    async def versions(self, model: str) -> Mapping[str, ModelStatus]:
+        """See `service.backend.Backend.versions`."""
+        described = await self._described(model, _ALL_VERSIONS)
+        return {str(version["modelVersion"]): _status(version) for version in described}
+
+    async def load(self, model: str, version: str, loading: Loading) -> None:
+        """See `service.backend.Backend.load`. The version is the one the archive's manifest names."""
+        request = management_pb2.RegisterModelRequest(
+            url=loading.archive,
+            initial_workers=loading.workers,
+            batch_size=1,  # the gateway batches
+            response_timeout=loading.response_timeout_seconds,
+            startup_timeout=loading.startup_timeout_seconds,
+        )
+        try:
+            found = await self._change(self._management.RegisterModel, request, f"register {loading.archive}")
+        except BackendUnavailable:
+            if not await self._described(model, version):  # else another gateway was faster
+                raise
+        else:
+            if not found:
+                raise BackendUnavailable(f"TorchServe does not find {loading.archive} in its model store")
+
+    async def scale(self, model: str, version: str, workers: int) -> None:
+        """See `service.backend.Backend.scale`."""
+        request = management_pb2.ScaleWorkerRequest(
+            model_name=model, model_version=version, min_worker=workers, max_worker=workers
+        )
+        if not await self._change(self._management.ScaleWorker, request, f"scale version {version} of {model}"):
+            raise BackendUnavailable(f"TorchServe has no version {version} of {model} to scale")
+
+    async def make_default(self, model: str, version: str) -> None:
+        """See `service.backend.Backend.make_default`."""
+        request = management_pb2.SetDefaultRequest(model_name=model, model_version=version)
+        if not await self._change(self._management.SetDefault, request, f"prefer version {version} of {model}"):
+            raise BackendUnavailable(f"TorchServe has no version {version} of {model} to prefer")
+
+    async def unload(self, model: str, version: str) -> None:
+        """See `service.backend.Backend.unload`."""
+        request = management_pb2.UnregisterModelRequest(model_name=model, model_version=version)
+        await self._change(self._management.UnregisterModel, request, f"unregister version {version} of {model}")
+
+    async def _described(self, model: str, version: str) -> list[dict[str, Any]]:
+        """What TorchServe says of a version, or of all; nothing where it is not there."""
         try:
             reply = await self._management.DescribeModel(
-                management_pb2.DescribeModelRequest(model_name=model),
+                management_pb2.DescribeModelRequest(model_name=model, model_version=version),
                 timeout=STATUS_TIMEOUT_SECONDS,
                 metadata=self._tokens.management(),
             )
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
-                return ModelStatus(ready_workers=0, total_workers=0, detail=f"TorchServe has no model {model}")
+                return []
             raise BackendUnavailable(f"TorchServe does not report on {model}: {_text(error)}") from error
-        return _status(reply.msg)
+        described: list[dict[str, Any]] = json.loads(reply.msg)
+        return described
+
+    async def _change(self, call: Callable[..., Awaitable[object]], request: object, what: str) -> bool:
+        """Whether what it was about is there."""
+        try:
+            await call(request, timeout=CHANGE_TIMEOUT_SECONDS, metadata=self._tokens.management())
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return False
+            # TorchServe 0.12 tells a conflict (registered already; the default version) as UNKNOWN without a word.
+            raise BackendUnavailable(f"TorchServe did not {what}: {_text(error)}") from error
+        return True
 
     async def close(self) -> None:
         """Close connections; calls in flight are cancelled."""
@@ -124,8 +190,8 @@ class TorchServeBackend:
         await self._management_channel.close()
 
 
-def _status(message: str) -> ModelStatus:
-    workers: list[dict[str, Any]] = [worker for version in json.loads(message) for worker in version["workers"]]
+def _status(described: Mapping[str, Any]) -> ModelStatus:
+    workers: list[dict[str, Any]] = described["workers"]
     ready = sum(worker["status"] == READY for worker in workers)
     # Whatever is not ready TorchServe calls UNLOADING, a worker that loads for the first time too.
     waiting = [worker["id"] for worker in workers if worker["status"] != READY]

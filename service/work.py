@@ -86,6 +86,8 @@ class Record:
     request_id: str
     method: str = ""
     model: str = ""
+    version: str = ""  # of the model, that answered, or that failed
+    passed_on: str = ""  # the version that was asked first, where another one had to answer
     batch_size: int = 0
     trace_id: str | None = None  # 32 hexadecimal digits, where the request is traced
     stage_seconds: dict[str, float] = field(default_factory=dict)

@@ -29,6 +29,15 @@ class Workers:
         """A batch was sent."""
         self._flight[key] = _Sent(size, now, now if len(self._flight) < self.count else None)
 
+    def resize(self, count: int, now: float) -> None:
+        """There are more or fewer workers: the oldest batches are taken to be theirs."""
+        self.count = count
+        for place, sent in enumerate(self._flight.values()):
+            if place >= count:
+                sent.started_seconds = None
+            elif sent.started_seconds is None:
+                sent.started_seconds = now
+
     def started_seconds(self, key: Hashable) -> float:
         """When a worker took the batch: when it was sent, or when a worker fell free for it."""
         sent = self._flight[key]

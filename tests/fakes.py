@@ -14,8 +14,8 @@ from handlers.frame import Array
 from model_store.card import Card, InputSize, Normalize, Output, Parity, Preprocess, Task, Weights, WeightsState
 from service.backend import FakeBackend
 from service.catalog import Catalog
+from service.gateway import Gateway
 from service.metrics import Metrics
-from service.server import Gateway
 from service.settings import Settings
 from service.tracing import OFF, Tracing
 

@@ -43,11 +43,12 @@ class Toy(torch.nn.Module):
         return scores, torch.zeros(scores.shape, dtype=torch.int32)
 
 
-def build(directory: Path) -> Path:
+def build(directory: Path, version: str = "1.0") -> Path:
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(Toy().eval()), buffer)
     card = Card(
         name="toy",
+        version=version,
         task=Task.CLASSIFY,
         family="toy",
         variant="toy",

@@ -369,11 +369,68 @@ def models(runbook: str) -> Dashboard:
             ),
         ],
     )
+    by_version = "{{model}} {{version}}"
+    rollout = Row(
+        "Roll-out",
+        [
+            lines(
+                "Share of the requests per version",
+                "What the roll-out file gives each version. Less than all for the stable one: a candidate is tried.",
+                units.PercentUnit,
+                Query(
+                    f"avg by (model, version, role) (mobilevision_version_share{{{MODEL}}})",
+                    "{{model}} {{version}}, {{role}}",
+                ),
+                most=1,
+                alert="MobilevisionRolloutStalled",
+            ),
+            lines(
+                "Answers per second and version",
+                "Passed on: the candidate refused, failed or took too long, and the stable version answered.",
+                units.RequestsPerSecond,
+                Query(
+                    f"sum by (model, version, outcome) (rate(mobilevision_version_requests_total{{{MODEL}}}[{RATE}]))",
+                    "{{model}} {{version}}, {{outcome}}",
+                ),
+            ),
+            lines(
+                "Agreement of the candidate with the stable version",
+                "Mean over the pictures compared in shadow runs: top-1, F1 of the boxes, mean IoU of the class maps.",
+                units.PercentUnit,
+                Query(
+                    _mean("mobilevision_version_agreement", MODEL, "model, stable, candidate, metric"),
+                    "{{model}} {{stable}} / {{candidate}}, {{metric}}",
+                ),
+                most=1,
+            ),
+            lines(
+                "Shadow runs",
+                "Pictures run on the candidate only to be compared; dropped: to leave room for callers.",
+                units.RequestsPerSecond,
+                Query(
+                    f"sum by (model, version, outcome) (rate(mobilevision_shadow_runs_total{{{MODEL}}}[{RATE}]))",
+                    "{{model}} {{version}}, {{outcome}}",
+                ),
+            ),
+            lines(
+                "p95 of an answer per version",
+                "In all stages of the version that answered.",
+                units.Seconds,
+                Query(_quantile(0.95, "mobilevision_version_duration_seconds", MODEL, "model, version"), by_version),
+            ),
+            lines(
+                "Seconds in the model per version",
+                "Mean of a batch, shadow runs too.",
+                units.Seconds,
+                Query(_mean("mobilevision_version_inference_seconds", MODEL, "model, version"), by_version),
+            ),
+        ],
+    )
     return page(
         uid="mobilevision-models",
         title="mobilevision / Models",
-        about="Every model by itself: versions, traffic, latency, batches, saturation.",
-        rows=[served, traffic, work],
+        about="Every model by itself: versions, traffic, latency, batches, saturation, roll-outs.",
+        rows=[served, traffic, work, rollout],
         runbook=runbook,
     )
 

@@ -15,7 +15,7 @@ from toy_torchserve import SIDE, build, config_for, worker_of
 from handlers.frame import Array, pack, unpack
 from model_store.archive import read_card
 from model_store.card import Card
-from service.backend import Backend, FakeBackend
+from service.backend import Backend, FakeBackend, Loading
 from service.carrier import ASK_AGAIN_SECONDS, Carrier
 from service.dispatch import Dispatcher
 from service.embedded import EmbeddedTorchServe
@@ -46,7 +46,9 @@ class Kept:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("store"))
+    folder = tmp_path_factory.mktemp("store")
+    build(tmp_path_factory.mktemp("new"), "1.1").rename(folder / "toy@1.1.mar")
+    return build(folder)
 
 
 def _toy_run(model: str, pixels: Array) -> dict[str, Array]:
@@ -67,7 +69,9 @@ async def kept(
 ) -> AsyncIterator[Kept]:
     base, card = tmp_path_factory.mktemp("shm"), read_card(toy)
     if request.param == "fake":
-        yield Kept(FakeBackend(_toy_run, shm_dir=base), card, base)
+        fake = FakeBackend(_toy_run, shm_dir=base)
+        fake.workers, fake.defaults = {"toy": {"1.0": 1}}, {"toy": "1.0"}
+        yield Kept(fake, card, base)
         return
     embedded = EmbeddedTorchServe(config_for(toy, shm_dir=base, response_timeout_seconds=10))
     backend = TorchServeBackend(await embedded.start())
@@ -275,3 +279,28 @@ async def test_a_worker_holds_no_file_of_a_gateway_that_is_gone(kept: Kept) -> N
         if kept.embedded is not None:
             assert not [path for path in maps if path.endswith("(deleted)")]
     assert list(kept.base.iterdir()) == []
+
+
+async def test_a_version_comes_beside_another_and_goes_again(kept: Kept) -> None:
+    backend, frame = kept.backend, pack({"pixels": np.full((1, SIDE, SIDE, 3), 7, np.uint8)})
+    loading = Loading("toy@1.1.mar", workers=1, response_timeout_seconds=10, startup_timeout_seconds=60)
+    assert (await backend.versions("toy")).keys() == {"1.0"}
+    await backend.load("toy", "1.1", loading)
+    await backend.load("toy", "1.1", loading)  # as another gateway process does
+    async with asyncio.timeout(SECONDS):
+        while not (await backend.versions("toy"))["1.1"].ready_workers:
+            await asyncio.sleep(0.05)
+    for version in ("", "1.0", "1.1"):
+        await backend.infer("toy", frame, timeout_seconds=SECONDS, version=version)
+    await backend.scale("toy", "1.1", 2)
+    assert (await backend.versions("toy"))["1.1"].total_workers == 2
+    await backend.make_default("toy", "1.1")
+    with pytest.raises(BackendUnavailable):
+        await backend.unload("toy", "1.1")
+    await backend.make_default("toy", "1.0")
+    await backend.unload("toy", "1.1")
+    await backend.unload("toy", "1.1")
+    assert (await backend.versions("toy")).keys() == {"1.0"}
+    with pytest.raises(BackendUnavailable):
+        await backend.scale("toy", "1.1", 1)
+    assert await backend.versions("absent") == {}

@@ -17,8 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from model_store.card import Task
 from service.errors import BackendFault, BackendTimeout, BackendUnavailable
+from service.gateway import REFUSAL_SECONDS
 from service.pb.mobilevision.v1 import vision_pb2, vision_pb2_grpc
-from service.server import REFUSAL_SECONDS
 
 IMAGE = picture()
 

@@ -11,8 +11,8 @@ from manifests import COMPONENTS, K8S, ROOT, VERSION, Built, combinations, combi
 
 from service import settings as settings_module
 from service.allocation import WORKER_BYTES
+from service.gateway import GRPC_STOP_SECONDS
 from service.metrics import Metrics
-from service.server import GRPC_STOP_SECONDS
 from service.settings import DEFAULT_GRPC_PORT, DEFAULT_HTTP_PORT, Settings
 
 CLOSING_SECONDS = 1.0 + GRPC_STOP_SECONDS  # threads and connections, after the drain

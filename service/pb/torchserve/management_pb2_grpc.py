@@ -39,6 +39,26 @@ class ManagementAPIsServiceStub:
                 request_serializer=service_dot_pb_dot_torchserve_dot_management__pb2.DescribeModelRequest.SerializeToString,
                 response_deserializer=service_dot_pb_dot_torchserve_dot_management__pb2.ManagementResponse.FromString,
                 _registered_method=True)
+        self.RegisterModel = channel.unary_unary(
+                '/org.pytorch.serve.grpc.management.ManagementAPIsService/RegisterModel',
+                request_serializer=service_dot_pb_dot_torchserve_dot_management__pb2.RegisterModelRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_torchserve_dot_management__pb2.ManagementResponse.FromString,
+                _registered_method=True)
+        self.ScaleWorker = channel.unary_unary(
+                '/org.pytorch.serve.grpc.management.ManagementAPIsService/ScaleWorker',
+                request_serializer=service_dot_pb_dot_torchserve_dot_management__pb2.ScaleWorkerRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_torchserve_dot_management__pb2.ManagementResponse.FromString,
+                _registered_method=True)
+        self.SetDefault = channel.unary_unary(
+                '/org.pytorch.serve.grpc.management.ManagementAPIsService/SetDefault',
+                request_serializer=service_dot_pb_dot_torchserve_dot_management__pb2.SetDefaultRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_torchserve_dot_management__pb2.ManagementResponse.FromString,
+                _registered_method=True)
+        self.UnregisterModel = channel.unary_unary(
+                '/org.pytorch.serve.grpc.management.ManagementAPIsService/UnregisterModel',
+                request_serializer=service_dot_pb_dot_torchserve_dot_management__pb2.UnregisterModelRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_torchserve_dot_management__pb2.ManagementResponse.FromString,
+                _registered_method=True)
 
 
 class ManagementAPIsServiceServicer:
@@ -50,12 +70,56 @@ class ManagementAPIsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RegisterModel(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScaleWorker(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetDefault(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnregisterModel(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ManagementAPIsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'DescribeModel': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeModel,
                     request_deserializer=service_dot_pb_dot_torchserve_dot_management__pb2.DescribeModelRequest.FromString,
+                    response_serializer=service_dot_pb_dot_torchserve_dot_management__pb2.ManagementResponse.SerializeToString,
+            ),
+            'RegisterModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterModel,
+                    request_deserializer=service_dot_pb_dot_torchserve_dot_management__pb2.RegisterModelRequest.FromString,
+                    response_serializer=service_dot_pb_dot_torchserve_dot_management__pb2.ManagementResponse.SerializeToString,
+            ),
+            'ScaleWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScaleWorker,
+                    request_deserializer=service_dot_pb_dot_torchserve_dot_management__pb2.ScaleWorkerRequest.FromString,
+                    response_serializer=service_dot_pb_dot_torchserve_dot_management__pb2.ManagementResponse.SerializeToString,
+            ),
+            'SetDefault': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetDefault,
+                    request_deserializer=service_dot_pb_dot_torchserve_dot_management__pb2.SetDefaultRequest.FromString,
+                    response_serializer=service_dot_pb_dot_torchserve_dot_management__pb2.ManagementResponse.SerializeToString,
+            ),
+            'UnregisterModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnregisterModel,
+                    request_deserializer=service_dot_pb_dot_torchserve_dot_management__pb2.UnregisterModelRequest.FromString,
                     response_serializer=service_dot_pb_dot_torchserve_dot_management__pb2.ManagementResponse.SerializeToString,
             ),
     }
@@ -85,6 +149,114 @@ class ManagementAPIsService:
             target,
             '/org.pytorch.serve.grpc.management.ManagementAPIsService/DescribeModel',
             service_dot_pb_dot_torchserve_dot_management__pb2.DescribeModelRequest.SerializeToString,
+            service_dot_pb_dot_torchserve_dot_management__pb2.ManagementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/org.pytorch.serve.grpc.management.ManagementAPIsService/RegisterModel',
+            service_dot_pb_dot_torchserve_dot_management__pb2.RegisterModelRequest.SerializeToString,
+            service_dot_pb_dot_torchserve_dot_management__pb2.ManagementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScaleWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/org.pytorch.serve.grpc.management.ManagementAPIsService/ScaleWorker',
+            service_dot_pb_dot_torchserve_dot_management__pb2.ScaleWorkerRequest.SerializeToString,
+            service_dot_pb_dot_torchserve_dot_management__pb2.ManagementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetDefault(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/org.pytorch.serve.grpc.management.ManagementAPIsService/SetDefault',
+            service_dot_pb_dot_torchserve_dot_management__pb2.SetDefaultRequest.SerializeToString,
+            service_dot_pb_dot_torchserve_dot_management__pb2.ManagementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnregisterModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/org.pytorch.serve.grpc.management.ManagementAPIsService/UnregisterModel',
+            service_dot_pb_dot_torchserve_dot_management__pb2.UnregisterModelRequest.SerializeToString,
             service_dot_pb_dot_torchserve_dot_management__pb2.ManagementResponse.FromString,
             options,
             channel_credentials,

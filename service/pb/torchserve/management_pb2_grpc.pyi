@@ -32,17 +32,53 @@ class ManagementAPIsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ManagementAPIsServiceAsyncStub: ...
     DescribeModel: _grpc.UnaryUnaryMultiCallable[_management_pb2.DescribeModelRequest, _management_pb2.ManagementResponse]
+    RegisterModel: _grpc.UnaryUnaryMultiCallable[_management_pb2.RegisterModelRequest, _management_pb2.ManagementResponse]
+    ScaleWorker: _grpc.UnaryUnaryMultiCallable[_management_pb2.ScaleWorkerRequest, _management_pb2.ManagementResponse]
+    SetDefault: _grpc.UnaryUnaryMultiCallable[_management_pb2.SetDefaultRequest, _management_pb2.ManagementResponse]
+    UnregisterModel: _grpc.UnaryUnaryMultiCallable[_management_pb2.UnregisterModelRequest, _management_pb2.ManagementResponse]
 
 @_typing.type_check_only
 class ManagementAPIsServiceAsyncStub(ManagementAPIsServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     DescribeModel: _aio.UnaryUnaryMultiCallable[_management_pb2.DescribeModelRequest, _management_pb2.ManagementResponse]  # type: ignore[assignment]
+    RegisterModel: _aio.UnaryUnaryMultiCallable[_management_pb2.RegisterModelRequest, _management_pb2.ManagementResponse]  # type: ignore[assignment]
+    ScaleWorker: _aio.UnaryUnaryMultiCallable[_management_pb2.ScaleWorkerRequest, _management_pb2.ManagementResponse]  # type: ignore[assignment]
+    SetDefault: _aio.UnaryUnaryMultiCallable[_management_pb2.SetDefaultRequest, _management_pb2.ManagementResponse]  # type: ignore[assignment]
+    UnregisterModel: _aio.UnaryUnaryMultiCallable[_management_pb2.UnregisterModelRequest, _management_pb2.ManagementResponse]  # type: ignore[assignment]
 
 class ManagementAPIsServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def DescribeModel(
         self,
         request: _management_pb2.DescribeModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_management_pb2.ManagementResponse, _abc.Awaitable[_management_pb2.ManagementResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RegisterModel(
+        self,
+        request: _management_pb2.RegisterModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_management_pb2.ManagementResponse, _abc.Awaitable[_management_pb2.ManagementResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ScaleWorker(
+        self,
+        request: _management_pb2.ScaleWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_management_pb2.ManagementResponse, _abc.Awaitable[_management_pb2.ManagementResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SetDefault(
+        self,
+        request: _management_pb2.SetDefaultRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_management_pb2.ManagementResponse, _abc.Awaitable[_management_pb2.ManagementResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def UnregisterModel(
+        self,
+        request: _management_pb2.UnregisterModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_management_pb2.ManagementResponse, _abc.Awaitable[_management_pb2.ManagementResponse]]: ...
 

@@ -65,7 +65,7 @@ def test_it_becomes_java_on_loopback_with_keys_in_the_shared_folder(archives: Pa
     assert properties["grpc_inference_address"] == properties["grpc_management_address"] == "127.0.0.1"
     assert (properties["grpc_inference_port"], properties["grpc_management_port"]) == ("7070", "7071")
     assert all(properties[f"{api}_address"].startswith("unix:") for api in ("inference", "management", "metrics"))
-    assert (run / "store" / "toy_classify.mar").read_bytes() == b"archive"
+    assert (properties["model_store"], properties["load_models"]) == (str(archives.resolve()), "toy_classify.mar")
     assert "SYSTEM_OUT" in (run / "log4j2.xml").read_text()
 
 
