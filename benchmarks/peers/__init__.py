@@ -38,6 +38,7 @@ class Peer:
 
 PEERS = (
     Peer("torchserve_alone", "torchserve", "benchmarks.peers.torchserve_alone", (), path="/predictions/peer"),
+    Peer("torchserve_documented", "torchserve", "benchmarks.peers.torchserve_documented", (), path="/predictions/peer"),
     Peer("mosec", "mosec", "benchmarks.peers.mosec_server", ("mosec==0.9.8",), path="/inference"),
     Peer(
         "litserve",

@@ -7,6 +7,7 @@ import numpy as np
 from google.protobuf.message import Message
 
 from benchmarks.peers.config import PeerConfig
+from handlers.frame import Array
 from handlers.runtime import RuntimeOptions, load
 from model_store.card import Card, Task
 from service.decode import Limits, decode
@@ -33,22 +34,20 @@ _RENDER: Mapping[Task, Callable[[Card, Decoded, Row], Message]] = {
 }
 
 
-class PeerModel:
-    """One archive in a worker of a peer: loaded and warm when constructed."""
+class PeerTask:
+    """What is done before and after the module."""
 
     def __init__(self, config: PeerConfig) -> None:
-        folder = config.model_folder
-        self._card = Card.read(folder / "card.json")
-        self._runner = load(folder, gpu_id=0 if config.gpu else None, options=RuntimeOptions(threads=config.threads))
+        self._card = Card.read(config.model_folder / "card.json")
         self._render = _RENDER[self._card.task]
+        self.output_names = tuple(output.name for output in self._card.outputs)
 
     def decode(self, image: bytes) -> Decoded:
         """A picture, ready for the model."""
         return decode(image, size=self._card.input, preprocess=self._card.preprocess, limits=_LIMITS)
 
-    def answer(self, pictures: Sequence[Decoded]) -> list[bytes]:
-        """One batch; a serialised reply message for each picture."""
-        outputs = self._runner.run(np.stack([picture.pixels for picture in pictures]))
+    def replies(self, pictures: Sequence[Decoded], outputs: Mapping[str, Array]) -> list[bytes]:
+        """A serialised reply message for each picture of a batch."""
         replies = []
         for index, picture in enumerate(pictures):
             row = Row(
@@ -60,3 +59,16 @@ class PeerModel:
             )
             replies.append(self._render(self._card, picture, row).SerializeToString())
         return replies
+
+
+class PeerModel(PeerTask):
+    """One archive in a worker of a peer: loaded and warm when constructed."""
+
+    def __init__(self, config: PeerConfig) -> None:
+        super().__init__(config)
+        options = RuntimeOptions(threads=config.threads)
+        self._runner = load(config.model_folder, gpu_id=0 if config.gpu else None, options=options)
+
+    def answer(self, pictures: Sequence[Decoded]) -> list[bytes]:
+        """One batch; a serialised reply message for each picture."""
+        return self.replies(pictures, self._runner.run(np.stack([picture.pixels for picture in pictures])))

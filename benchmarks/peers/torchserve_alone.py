@@ -1,7 +1,8 @@
-"""TorchServe with its own batching and nothing before it, as its documentation sets it up: a handler that decodes.
+"""TorchServe with its own batching and nothing before it: a handler that decodes, and everything we know done for it.
 
 In: a `PeerConfig`. Packs the handler, writes config.properties and a quiet logging file (all documented options), and
-becomes the stock launcher. The JVM gets the collector and the heap that our gateway gives it.
+becomes the stock launcher. The JVM gets the collector and the heap that our gateway gives it, the module our runtime.
+What its documentation sets up without all this is `torchserve_documented`.
 """
 
 import json
@@ -38,6 +39,11 @@ def main() -> None:
     _write_archive(store / "peer.mar")
     (run / "log4j2.xml").write_text(_LOG4J)
     (run / "config.properties").write_text(_properties(config, store))
+    launch(run, "--log-config", "log4j2.xml")
+
+
+def launch(run: Path, *options: str) -> None:
+    """Become TorchServe, from the config.properties in `run`."""
     temporary = run / "tmp"
     temporary.mkdir()
     environment = dict(os.environ)  # noqa: TID251 - handed on to the launcher
@@ -51,7 +57,7 @@ def main() -> None:
     }
     os.chdir(run)
     command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--no-config-snapshots"]
-    command += ["--disable-token-auth", "--ts-config", "config.properties", "--log-config", "log4j2.xml"]
+    command += ["--disable-token-auth", "--ts-config", "config.properties", *options]
     os.execve(command[0], command, environment)  # noqa: S606 - the launcher takes this process's place
 
 
