@@ -13,7 +13,8 @@ README = (ROOT / "README.md").read_text()
 SYSTEMS = {
     "ours": "mobilevision",
     "mosec": "mosec",
-    "TorchServe alone": "torchserve_alone",
+    "TorchServe tuned": "torchserve_alone",
+    "TorchServe as documented": "torchserve_documented",
     "LitServe": "litserve",
     "Ray Serve": "ray_serve",
     "BentoML": "bentoml",
