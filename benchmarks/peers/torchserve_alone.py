@@ -62,21 +62,22 @@ def launch(run: Path, *options: str) -> None:
 
 
 def _properties(config: PeerConfig, store: Path) -> str:
-    models = {
-        "peer": {
-            "1.0": {
-                "defaultVersion": True,
-                "marName": "peer.mar",
-                "minWorkers": config.workers,
-                "maxWorkers": config.workers,
-                "batchSize": config.max_batch,
-                "maxBatchDelay": max(1, config.max_wait_ms),
-                "responseTimeout": 60,
-            }
-        }
+    model = {
+        "minWorkers": config.workers,
+        "maxWorkers": config.workers,
+        "batchSize": config.max_batch,
+        "maxBatchDelay": max(1, config.max_wait_ms),
+        "responseTimeout": 60,
     }
+    more = {"disable_system_metrics": "true", "job_queue_size": 1000, "vmargs": "-XX:+UseSerialGC -Xmx512m"}
+    return properties(config, store, model) + "".join(f"{key}={value}\n" for key, value in more.items())
+
+
+def properties(config: PeerConfig, store: Path, model: dict[str, int]) -> str:
+    """config.properties for `peer.mar`, served as `model` says, on ports of its own."""
+    version = {"defaultVersion": True, "marName": "peer.mar", **model}
     ports = free_ports(4)
-    properties = {
+    found = {
         "inference_address": f"http://127.0.0.1:{config.port}",
         "management_address": f"http://127.0.0.1:{ports[0]}",
         "metrics_address": f"http://127.0.0.1:{ports[1]}",
@@ -84,12 +85,9 @@ def _properties(config: PeerConfig, store: Path) -> str:
         "grpc_management_port": ports[3],
         "model_store": store,
         "load_models": "peer.mar",
-        "models": json.dumps(models),
-        "disable_system_metrics": "true",
-        "job_queue_size": 1000,
-        "vmargs": "-XX:+UseSerialGC -Xmx512m",
+        "models": json.dumps({"peer": {"1.0": version}}),
     }
-    return "".join(f"{key}={value}\n" for key, value in properties.items())
+    return "".join(f"{key}={value}\n" for key, value in found.items())
 
 
 def _write_archive(path: Path) -> None:

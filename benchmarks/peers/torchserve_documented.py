@@ -10,8 +10,8 @@ import os
 import zipfile
 from pathlib import Path
 
-from benchmarks.peers.config import PeerConfig, free_ports
-from benchmarks.peers.torchserve_alone import launch
+from benchmarks.peers.config import PeerConfig
+from benchmarks.peers.torchserve_alone import launch, properties
 
 _HANDLER = "torchserve_documented_handler.py"
 
@@ -23,27 +23,11 @@ def main() -> None:
     store = run / "store"
     store.mkdir(parents=True)
     _write_archive(store / "peer.mar", config.model_folder / "model.pt")
-    (run / "config.properties").write_text(_properties(config, store))
+    cores = os.cpu_count() or 1
+    model = {"minWorkers": cores, "maxWorkers": cores, "batchSize": config.max_batch, "maxBatchDelay": 50}
+    (run / "config.properties").write_text(properties(config, store, {**model, "responseTimeout": 120}))
     os.environ.pop("OMP_NUM_THREADS", None)  # noqa: TID251 - set for the other peers
     launch(run)
-
-
-def _properties(config: PeerConfig, store: Path) -> str:
-    cores = os.cpu_count() or 1
-    model = {"defaultVersion": True, "marName": "peer.mar", "minWorkers": cores, "maxWorkers": cores}
-    model |= {"batchSize": config.max_batch, "maxBatchDelay": 50, "responseTimeout": 120}
-    ports = free_ports(4)
-    properties = {
-        "inference_address": f"http://127.0.0.1:{config.port}",
-        "management_address": f"http://127.0.0.1:{ports[0]}",
-        "metrics_address": f"http://127.0.0.1:{ports[1]}",
-        "grpc_inference_port": ports[2],
-        "grpc_management_port": ports[3],
-        "model_store": store,
-        "load_models": "peer.mar",
-        "models": json.dumps({"peer": {"1.0": model}}),
-    }
-    return "".join(f"{key}={value}\n" for key, value in properties.items())
 
 
 def _write_archive(path: Path, module: Path) -> None:
