@@ -59,6 +59,7 @@ class Carrier:
         self._ask_at_seconds = clock()
         self._patience_seconds = ASK_AGAIN_SECONDS
         self._why_inline: str | None = ""  # None while shared memory is in use
+        self._why_no_call = ""
 
     @property
     def shared(self) -> bool:
@@ -107,7 +108,14 @@ class Carrier:
         await asyncio.sleep(0)  # a call that came meanwhile is taken
         if self._called:
             self._patience_seconds = ASK_AGAIN_SECONDS
+        self._tell_no_call(str(meta.get("no_call", "")))
         return True
+
+    def _tell_no_call(self, why: str) -> None:
+        if why and why != self._why_no_call:
+            text = "model %s: batches go through the backend, a worker cannot call back: %s"
+            _log.warning(text, self._card.name, why, extra={"model": self._card.name})
+        self._why_no_call = why
 
     async def send(self, jobs: Sequence[Job], *, timeout_seconds: float) -> tuple[dict[str, Array], Mapping[str, Any]]:
         """One batch to a worker and back: outputs by name, [N, ...] each, and what it says besides.

@@ -9,6 +9,7 @@ import yaml
 from fakes import toy_card
 from manifests import COMPONENTS, K8S, ROOT, VERSION, Built, combinations, combined
 
+from service import rollout
 from service import settings as settings_module
 from service.allocation import WORKER_BYTES
 from service.gateway import GRPC_STOP_SECONDS
@@ -248,6 +249,20 @@ def test_a_rollout_takes_no_pod_away_before_its_successor_is_ready(built: Built)
         rolling = built.one("InferenceService")["spec"]["predictor"]["deploymentStrategy"]["rollingUpdate"]
     assert rolling == {"maxUnavailable": 0, "maxSurge": 1}
     assert built.one("PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+
+
+def test_both_containers_watch_the_roll_out_file(built: Built, effective: Settings) -> None:
+    if effective.rollout_file is None:
+        assert not [o for o in built.of("ConfigMap") if "rollout" in o["metadata"]["name"]]
+        return
+    (volume,) = (v for v in built.pod["volumes"] if v["name"] == "rollout")
+    (file,) = (o for o in built.of("ConfigMap") if o["metadata"]["name"] == volume["configMap"]["name"])
+    rollout.parse(file["data"][effective.rollout_file.name].encode(), effective.rollout_file)
+    assert file["metadata"]["name"] == "mobilevision-rollout", "under another name it would be seen by new pods only"
+    for container in (built.gateway, built.torchserve):
+        (mount,) = (m for m in container["volumeMounts"] if m["name"] == "rollout")
+        assert mount["mountPath"] == str(effective.rollout_file.parent)
+        assert "subPath" not in mount, "which is never updated"
 
 
 def test_one_thing_at_most_says_how_many(built: Built) -> None:

@@ -11,9 +11,9 @@ from fakes import SIDE, toy_card, toy_run
 
 from handlers import channel, exchange
 from handlers.frame import pack, unpack
-from handlers.shm import Memory
+from handlers.shm import Memory, Refused
 from service.backend import FakeBackend
-from service.carrier import ASK_AGAIN_SECONDS, Carrier
+from service.carrier import ASK_AGAIN_MOST_SECONDS, ASK_AGAIN_SECONDS, Carrier
 from service.channels import Channels
 from service.errors import BackendFault, BackendTimeout, BackendUnavailable
 from service.region import SharedDirectory, Size
@@ -298,4 +298,21 @@ async def test_batches_go_directly_once_every_worker_called_and_by_the_backend_w
     assert calling.direct == 2
     assert bench.usage == ALL_FREE
     await channels.close()
+    bench.directory.remove()
+
+
+async def test_a_worker_that_cannot_call_back_is_told_of_once_and_served_by_the_backend(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def call(name: str) -> None:
+        raise Refused("no socket of this name")
+
+    bench = Bench(tmp_path, call=call, channels=Channels(CARD.name, wanted=1))
+    for _ in range(2):
+        await bench.carrier.agree()
+        bench.now += ASK_AGAIN_MOST_SECONDS
+    assert [record.getMessage() for record in caplog.records if "no socket of this name" in record.getMessage()] == [
+        f"model {CARD.name}: batches go through the backend, a worker cannot call back: no socket of this name"
+    ]
+    assert await bench.firsts(bench.job(250)) == [2]
     bench.directory.remove()
