@@ -1,13 +1,18 @@
 """What is answered in time when more comes than can be done: `python -m benchmarks.overload [--help]`.
 
-Open loop. Each system's capacity is measured first (closed loop, without time-outs), then Poisson arrivals from one
-seeded trace come at shares of that capacity, each request with a deadline: the call's deadline over gRPC, the client's
-time-out over HTTP (and the server's own time-out, where it has one, set to the same). Goodput is what is answered in
-time; a server that works on requests nobody waits for any more loses it. Every request sent is counted once.
+Open loop: Poisson arrivals from one seeded trace come at shares of a system's capacity, each request with a deadline:
+the call's deadline over gRPC, the client's time-out over HTTP (and the server's own time-out, where it has one, set to
+the same). Goodput is what is answered in time; a server that works on requests nobody waits for any more loses it.
+Every request sent is counted once. Capacity is what a closed loop gets answered without time-outs; it is measured
+before and after every load, on a second start of the same system, because machines drift within minutes. Both are
+loads by the same generator. Of the two servers, one is always stopped (SIGSTOP).
 """
 
 import argparse
+import contextlib
 import dataclasses
+import statistics
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +35,7 @@ from handlers.hardware import usable_cores
 
 LOADS = (0.5, 0.9, 1.2, 2.0)
 CAPACITY_CLIENTS = 16  # two batches of eight: past the knee
-PATIENT_SECONDS = 60.0  # time-out of a server whose capacity is measured: one that gives up has none to show
+PATIENT_SECONDS = 60.0  # time-out of the start whose capacity is measured: one that gives up has none to show
 TRACE_ARRIVALS = 50_000
 
 
@@ -40,7 +45,6 @@ class _Measured:
     deadline_ms: float
     trace_seed: int
     participants: list[results.Participant] = field(default_factory=list)
-    capacity_per_second: dict[str, float] = field(default_factory=dict)
     points: list[results.LoadPoint] = field(default_factory=list)
 
     def result(self, *, complete: bool) -> results.OverloadResult:
@@ -52,30 +56,40 @@ class _Measured:
             deadline_ms=self.deadline_ms,
             trace_seed=self.trace_seed,
             participants=self.participants,
-            capacity_per_second=self.capacity_per_second,
             points=self.points,
             goodput_over_capacity=by_system,
         )
 
 
 def measure_load(
-    server: Running, trace: Trace, *, model: str, capacity: float, share: float, seconds: float, deadline_seconds: float
+    server: Running,
+    capacity: Callable[[], float],
+    before: float,
+    trace: Trace,
+    *,
+    model: str,
+    share: float,
+    seconds: float,
+    deadline_seconds: float,
 ) -> results.LoadPoint:
-    """Offer `share` of the capacity for `seconds`."""
-    arrivals = trace.at_rate(share * capacity, seconds)
-    outcomes = load.open_loop(OpenPlan(server.targets, arrivals, deadline_seconds))
+    """Offer `share` of the capacity `before` for `seconds`, and measure the capacity again."""
+    arrivals = trace.at_rate(share * before, seconds)
+    with server.awake():
+        outcomes = load.open_loop(OpenPlan(server.targets, arrivals, deadline_seconds))
+    after = capacity()
     counts = tally(outcomes.rows, sent=outcomes.sent)
     goodput = counts.answered / seconds
     return results.LoadPoint(
         system=server.name,
         model=model,
         load=share,
+        capacity_per_second=(before, after),
         offered_per_second=len(arrivals) / seconds,
         seconds=seconds,
         **dataclasses.asdict(counts),
         adds_up=counts.adds_up(),
         goodput_per_second=goodput,
-        goodput_over_capacity=goodput / capacity,
+        goodput_over_capacity=goodput / statistics.mean((before, after)),
         generator_cpu_share=outcomes.cpu_seconds / seconds,
     )
 
@@ -83,18 +97,17 @@ def measure_load(
 def run_system(
     name: str, archive: Path, trace: Trace, options: argparse.Namespace, measured: _Measured, console: Console
 ) -> None:
-    """Capacity and all loads of one system."""
+    """All loads of one system, each between two measurements of its capacity."""
     deadline_seconds = options.deadline_ms / 1000
     setup = Setup(shape=Shape(usable_cores(), 1), max_batch=options.max_batch, timeout_seconds=deadline_seconds)
+    patient_setup = dataclasses.replace(setup, timeout_seconds=PATIENT_SECONDS)
     try:
         console.print(f"setting up {name}")
         prepare(name)
-        patient = dataclasses.replace(setup, timeout_seconds=PATIENT_SECONDS)
-        with running(name, [archive], patient, picture()) as server:
-            capacity = load.capacity_per_second(server.targets, clients=CAPACITY_CLIENTS, seconds=options.seconds)
-            console.print(f"  capacity {capacity:.0f}/s")
-        with running(name, [archive], setup, picture()) as server:
-            measured.capacity_per_second[name] = capacity
+        with (
+            _paused(running(name, [archive], patient_setup, picture())) as patient,
+            _paused(running(name, [archive], setup, picture())) as server,
+        ):
             measured.participants.append(
                 results.Participant(
                     name=name,
@@ -106,24 +119,42 @@ def run_system(
                     start_seconds=server.start_seconds,
                 )
             )
+
+            def capacity() -> float:
+                with patient.awake():
+                    return load.capacity_per_second(
+                        patient.targets, clients=CAPACITY_CLIENTS, seconds=options.seconds / 2
+                    )
+
+            last = capacity()
             for share in sorted(options.loads):
                 point = measure_load(
                     server,
+                    capacity,
+                    last,
                     trace,
                     model=archive.stem,
-                    capacity=capacity,
                     share=share,
                     seconds=options.seconds,
                     deadline_seconds=deadline_seconds,
                 )
                 measured.points.append(point)
+                _, last = point.capacity_per_second
                 console.print(
-                    f"  load {share:g}: goodput {point.goodput_over_capacity:.2f} of capacity; sent {point.sent}, "
+                    f"  load {share:g}: goodput {point.goodput_over_capacity:.2f} of capacity, which is "
+                    f"{point.capacity_per_second[0]:.0f}/s before and {last:.0f}/s after; sent {point.sent}, "
                     f"refused {point.refused}, missed {point.missed}, failed {point.failed}"
                 )
     except (PeerUnavailable, DidNotStart, load.LoadFailed, OSError) as error:
         console.print(f"[red]{name} takes no part:[/] {escape(str(error))}")
         measured.participants.append(results.Participant(name=name, model=archive.stem, error=str(error)))
+
+
+@contextlib.contextmanager
+def _paused(starting: contextlib.AbstractContextManager[Running]) -> Iterator[Running]:
+    with starting as server:
+        server.group.pause()
+        yield server
 
 
 def show(result: results.OverloadResult, console: Console) -> None:

@@ -64,9 +64,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class LimitTurn:
-    """The in-process limit in one round."""
+    """The in-process limit in one round, just before the turn of one system."""
 
     round: int
+    before: str
     model: str
     shape: str
     batch: int
@@ -103,11 +104,15 @@ class ServingResult:
 
 @dataclass(frozen=True)
 class LoadPoint:
-    """One open-loop run. `goodput_over_capacity`: answered in time per second, by the system's own capacity."""
+    """One open-loop run. `goodput_over_capacity`: answered in time per second, by the system's own capacity.
+
+    That is the mean of `capacity_per_second`, measured just before and just after; the load is by the former.
+    """
 
     system: str
     model: str
     load: float  # offered / capacity
+    capacity_per_second: tuple[float, float]
     offered_per_second: float
     seconds: float
     sent: int
@@ -132,7 +137,6 @@ class OverloadResult:
     deadline_ms: float
     trace_seed: int
     participants: list[Participant]
-    capacity_per_second: dict[str, float]
     points: list[LoadPoint]
     goodput_over_capacity: dict[str, dict[str, float]]
 

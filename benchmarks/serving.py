@@ -1,8 +1,9 @@
 """Served throughput against the in-process limit and against other servers: `python -m benchmarks.serving [--help]`.
 
 Closed loop. The limit, our server and every peer run on the same archive, picture, cores and dtype; each at its best
-division of the cores. All servers stay up, stopped (SIGSTOP) while it is not their turn; each round measures the limit
-and then every server at every number of clients. Ratios are taken within a round, their medians are reported.
+division of the cores. All servers stay up, stopped (SIGSTOP) while it is not their turn; each round measures every
+server at every number of clients, and the limit just before each of them. Ratios are taken within a round, each server
+as a share of the limit before its turn, because machines drift within minutes; medians are reported.
 Ctrl-C ends it with what was measured so far.
 """
 
@@ -19,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks import load, results
-from benchmarks.figures import Spread, ratio
+from benchmarks.figures import Spread, ratio, spread
 from benchmarks.limit import BATCHES, InProcess, LimitFailed, Shape, Throughput, best, shapes
 from benchmarks.options import add_common, archive_of, head_of, parse, participants_of
 from benchmarks.peers.environments import PeerUnavailable
@@ -53,16 +54,15 @@ class _Measured:
         peer_to_limit: dict[str, dict[str, Spread]] = {}
         for model, clients in cases:
             case = f"{model}/{clients}"
-            limits = {turn.round: turn.per_second for turn in self.limit_turns if turn.model == model}
-            ours = self._by_round(OURS, model, clients)
-            if (found := _ratio(ours, limits)) is not None:
-                to_limit[case] = found
+            ours = self._shares(OURS, model, clients)
+            if ours:
+                to_limit[case] = spread([*ours.values()])
             for peer in peers:
-                theirs = self._by_round(peer, model, clients)
+                theirs = self._shares(peer, model, clients)
+                if theirs:
+                    peer_to_limit.setdefault(case, {})[peer] = spread([*theirs.values()])
                 if (found := _ratio(ours, theirs)) is not None:
                     to_peer.setdefault(case, {})[peer] = found
-                if (found := _ratio(theirs, limits)) is not None:
-                    peer_to_limit.setdefault(case, {})[peer] = found
         return results.ServingResult(
             head=dataclasses.replace(self.head, complete=complete),
             generator=self.generator,
@@ -75,11 +75,15 @@ class _Measured:
             peer_ratio_to_limit=peer_to_limit,
         )
 
-    def _by_round(self, system: str, model: str, clients: int) -> dict[int, float]:
+    def _shares(self, system: str, model: str, clients: int) -> dict[int, float]:
+        """By round: throughput over the limit that was measured just before."""
+        limits = {
+            turn.round: turn.per_second for turn in self.limit_turns if (turn.before, turn.model) == (system, model)
+        }
         return {
-            turn.round: turn.per_second
+            turn.round: turn.per_second / limits[turn.round]
             for turn in self.turns
-            if (turn.system, turn.model, turn.clients) == (system, model, clients)
+            if (turn.system, turn.model, turn.clients) == (system, model, clients) and limits.get(turn.round)
         }
 
 
@@ -147,17 +151,10 @@ class Session:
                     servers.append(server)
             servers = self._compare_answers(servers, archive)
             for number in range(1, options.rounds + 1):
-                turn = processes.measure(limit.batch, options.seconds)
-                self.measured.limit_turns.append(
-                    results.LimitTurn(
-                        number, model, str(turn.shape), turn.batch, turn.per_second, turn.cpu_ms_per_picture
-                    )
-                )
-                self._console.print(f"  round {number}: limit {turn.per_second:.0f}/s")
-                # Who goes first changes, so that nobody always follows the limit, which leaves the machine warm.
+                # Who goes first changes, so that nobody always finds the machine as the same other one left it.
                 shift = (number - 1) % max(len(servers), 1)
                 servers = [*servers[shift:], *servers[:shift]]
-                servers = [server for server in servers if self._turn(server, model, number)]
+                servers = [server for server in servers if self._turn(server, processes, limit.batch, model, number)]
 
     def _find_limit(self, archive: Path, image: bytes) -> Throughput:
         """The best of the in-process limit over processes x threads x batch."""
@@ -218,9 +215,15 @@ class Session:
             self._console.print(f"  {name} {setup.shape}, wait {wait_ms} ms: {turn.per_second:.0f}/s")
         return max(found, key=lambda one: one[0])[1]
 
-    def _turn(self, server: Running, model: str, number: int) -> bool:
-        """One server at every number of clients; false, with the reason written down, where it fell over."""
+    def _turn(self, server: Running, processes: InProcess, batch: int, model: str, number: int) -> bool:
+        """The limit, then one server at every number of clients; false, with the reason kept, where it fell over."""
         options = self._options
+        limit = processes.measure(batch, options.seconds)
+        self.measured.limit_turns.append(
+            results.LimitTurn(
+                number, server.name, model, str(limit.shape), batch, limit.per_second, limit.cpu_ms_per_picture
+            )
+        )
         try:
             with server.awake():
                 for clients in options.clients:
@@ -230,7 +233,10 @@ class Session:
         except (DidNotStart, load.LoadFailed, OSError) as error:
             self._drop(server.name, model, error)
             return False
-        self._console.print(f"  round {number}: {server.name} {turn.per_second:.0f}/s at {turn.clients} clients")
+        self._console.print(
+            f"  round {number}: {server.name} {turn.per_second:.0f}/s at {turn.clients} clients; "
+            f"limit {limit.per_second:.0f}/s"
+        )
         return True
 
     def _compare_answers(self, servers: Sequence[Running], archive: Path) -> list[Running]:

@@ -25,11 +25,13 @@ def read(path, kind):
     return TypeAdapter(kind).validate_json(path.read_bytes(), strict=False)
 
 
-def test_serving_takes_ratios_round_by_round(tmp_path):
+def test_serving_takes_ratios_round_by_round_each_to_the_limit_just_before(tmp_path):
     measured = MeasuredServing(HEAD, "h2load")
     for number, speed in ((1, 1.0), (2, 0.5), (3, 1.0)):
-        measured.limit_turns.append(results.LimitTurn(number, "toy", "2x1", 8, 200.0 * speed, 10.0))
-        measured.turns += [turn(number, "mobilevision", 180.0 * speed), turn(number, "mosec", 150.0 * speed)]
+        for system, drift, rate in (("mobilevision", 1.0, 180.0), ("mosec", 0.8, 150.0)):
+            limit = results.LimitTurn(number, system, "toy", "2x1", 8, 200.0 * speed * drift, 10.0)
+            measured.limit_turns.append(limit)
+            measured.turns.append(turn(number, system, rate * speed * drift))
     measured.turns.append(turn(4, "mobilevision", 1.0))  # cut short: nothing to compare it with
     result = measured.result(complete=True)
     assert result.ratio_to_limit["toy/8"].median == pytest.approx(0.9)
@@ -53,7 +55,7 @@ def test_overload_is_keyed_by_system_and_load(tmp_path):
     measured = MeasuredOverload(HEAD, 200.0, 1)
     for load in (0.5, 2.0):
         point = results.LoadPoint(
-            "mobilevision", "toy", load, 1.0, 1.0, 1, 1, 0, 0, 0, True, 1.0, load / 2, 1.0, 1.0, 0.1, 0.2
+            "mobilevision", "toy", load, (2.0, 2.0), 1.0, 1.0, 1, 1, 0, 0, 0, True, 1.0, load / 2, 1.0, 1.0, 0.1, 0.2
         )
         measured.points.append(point)
     results.write(tmp_path / "overload.json", measured.result(complete=True))
