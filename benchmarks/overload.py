@@ -5,12 +5,14 @@ the call's deadline over gRPC, the client's time-out over HTTP (and the server's
 the same). Goodput is what is answered in time; a server that works on requests nobody waits for any more loses it.
 Every request sent is counted once. Capacity is what a closed loop gets answered without time-outs; it is measured
 before and after every load, on a second start of the same system, because machines drift within minutes. Both are
-loads by the same generator. Of the two servers, one is always stopped (SIGSTOP).
+loads by the same generator. Of the two servers, one is always stopped (SIGSTOP). The loads are gone through in several
+rounds, each on another part of the trace; the median over rounds is reported.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks import load, results
+from benchmarks.figures import Spread, spread
 from benchmarks.limit import Shape
 from benchmarks.options import add_common, archive_of, head_of, parse, participants_of
 from benchmarks.outcomes import tally
@@ -36,7 +39,8 @@ from handlers.hardware import usable_cores
 LOADS = (0.5, 0.9, 1.2, 2.0)
 CAPACITY_CLIENTS = 16  # two batches of eight: past the knee
 PATIENT_SECONDS = 60.0  # time-out of the start whose capacity is measured: one that gives up has none to show
-TRACE_ARRIVALS = 50_000
+TRACE_ARRIVALS = 200_000
+COUNTS = ("sent", "answered", "refused", "missed", "failed")
 
 
 @dataclass
@@ -48,9 +52,12 @@ class _Measured:
     points: list[results.LoadPoint] = field(default_factory=list)
 
     def result(self, *, complete: bool) -> results.OverloadResult:
-        by_system: dict[str, dict[str, float]] = {}
+        rounds: dict[tuple[str, float], list[float]] = {}
         for point in self.points:
-            by_system.setdefault(point.system, {})[f"{point.load:g}"] = point.goodput_over_capacity
+            rounds.setdefault((point.system, point.load), []).append(point.goodput_over_capacity)
+        by_system: dict[str, dict[str, Spread]] = {}
+        for system, share in sorted(rounds, key=lambda key: key[1]):
+            by_system.setdefault(system, {})[f"{share:g}"] = spread(rounds[system, share])
         return results.OverloadResult(
             head=dataclasses.replace(self.head, complete=complete),
             deadline_ms=self.deadline_ms,
@@ -68,6 +75,7 @@ def measure_load(
     trace: Trace,
     *,
     model: str,
+    number: int,
     share: float,
     seconds: float,
     deadline_seconds: float,
@@ -80,6 +88,7 @@ def measure_load(
     counts = tally(outcomes.rows, sent=outcomes.sent)
     goodput = counts.answered / seconds
     return results.LoadPoint(
+        round=number,
         system=server.name,
         model=model,
         load=share,
@@ -127,13 +136,14 @@ def run_system(
                     )
 
             last = capacity()
-            for share in sorted(options.loads):
+            for number, share in itertools.product(range(1, options.rounds + 1), sorted(options.loads)):
                 point = measure_load(
                     server,
                     capacity,
                     last,
-                    trace,
+                    trace.part(number, options.rounds),
                     model=archive.stem,
+                    number=number,
                     share=share,
                     seconds=options.seconds,
                     deadline_seconds=deadline_seconds,
@@ -141,8 +151,8 @@ def run_system(
                 measured.points.append(point)
                 _, last = point.capacity_per_second
                 console.print(
-                    f"  load {share:g}: goodput {point.goodput_over_capacity:.2f} of capacity, which is "
-                    f"{point.capacity_per_second[0]:.0f}/s before and {last:.0f}/s after; sent {point.sent}, "
+                    f"  round {number}, load {share:g}: goodput {point.goodput_over_capacity:.2f} of capacity "
+                    f"({point.capacity_per_second[0]:.0f}/s before, {last:.0f}/s after); sent {point.sent}, "
                     f"refused {point.refused}, missed {point.missed}, failed {point.failed}"
                 )
     except (PeerUnavailable, DidNotStart, load.LoadFailed, OSError) as error:
@@ -158,19 +168,33 @@ def _paused(starting: contextlib.AbstractContextManager[Running]) -> Iterator[Ru
 
 
 def show(result: results.OverloadResult, console: Console) -> None:
-    """A table of all loads."""
+    """A table of all loads: medians over rounds, counts and the slowest answers of all rounds together."""
     table = Table(title=f"deadline {result.deadline_ms:.0f} ms; goodput by each system's own capacity")
-    for column in ("system", "load", "goodput", "sent", "in time", "refused", "missed", "failed", "p99 ms"):
+    for column in (
+        "system",
+        "load",
+        "goodput",
+        "least",
+        "most",
+        "sent",
+        "in time",
+        "refused",
+        "missed",
+        "failed",
+        "p99 ms",
+    ):
         table.add_column(column, justify="right")
-    for point in result.points:
-        counts = (point.sent, point.answered, point.refused, point.missed, point.failed)
-        table.add_row(
-            point.system,
-            f"{point.load:g}",
-            f"{point.goodput_over_capacity:.2f}",
-            *map(str, counts),
-            f"{point.p99_ms:.0f}",
-        )
+    for system, by_load in result.goodput_over_capacity.items():
+        for share, goodput in by_load.items():
+            points = [one for one in result.points if (one.system, f"{one.load:g}") == (system, share)]
+            counts = [sum(getattr(one, name) for one in points) for name in COUNTS]
+            table.add_row(
+                system,
+                share,
+                *(f"{figure:.2f}" for figure in (goodput.median, goodput.low, goodput.high)),
+                *map(str, counts),
+                f"{max(one.p99_ms for one in points):.0f}",
+            )
     console.print(table)
 
 
@@ -180,12 +204,14 @@ def main() -> None:
     add_common(parser)
     parser.add_argument("--loads", type=float, nargs="+", default=list(LOADS), help="shares of capacity [0.5 .. 2]")
     parser.add_argument("--deadline-ms", type=float, default=200.0, help="of every request [200]")
-    parser.add_argument("--seconds", type=float, help="of each measurement [10; quick: 3]")
+    parser.add_argument("--seconds", type=float, help="of each measurement [8; quick: 3]")
+    parser.add_argument("--rounds", type=int, help="turns of every load [3; quick: 1]")
     parser.add_argument("--max-batch", type=int, default=8, help="largest batch of every system [8]")
     parser.add_argument("--seed", type=int, default=1, help="of the arrivals [1]")
     parser.add_argument("--trace", type=Path, help="replay these arrivals instead of making some")
     options = parse(parser)
-    options.seconds = options.seconds or (3.0 if options.quick else 10.0)
+    options.seconds = options.seconds or (3.0 if options.quick else 8.0)
+    options.rounds = options.rounds or (1 if options.quick else 3)
     trace = Trace.read(options.trace) if options.trace else poisson(seed=options.seed, count=TRACE_ARRIVALS)
     trace.write(options.out / "trace.json")
     console = Console(stderr=True)

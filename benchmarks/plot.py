@@ -47,11 +47,17 @@ def plot_overload(result: results.OverloadResult, path: Path, console: Console) 
         return
 
     def draw(axes: Any, _model: str) -> None:
-        series: dict[str, dict[float, float]] = {}
-        for point in result.points:
-            series.setdefault(point.system, {})[point.load] = point.goodput_over_capacity
-        loads = sorted({point.load for point in result.points})
-        axes.plot([0, 1, max(*loads, 1)], [0, 1, 1], color=_COLOURS["limit"], linewidth=1, linestyle="--")
+        series = {
+            system: {float(share): goodput.median for share, goodput in by_load.items()}
+            for system, by_load in result.goodput_over_capacity.items()
+        }
+        axes.plot(
+            [0, 1, max(1, *(point.load for point in result.points))],
+            [0, 1, 1],
+            color=_COLOURS["limit"],
+            linewidth=1,
+            linestyle="--",
+        )
         _lines(axes, series)
         axes.set_xlabel("offered / capacity")
         axes.set_ylabel(f"answered within {result.deadline_ms:.0f} ms / capacity")

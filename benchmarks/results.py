@@ -109,6 +109,7 @@ class LoadPoint:
     That is the mean of `capacity_per_second`, measured just before and just after; the load is by the former.
     """
 
+    round: int
     system: str
     model: str
     load: float  # offered / capacity
@@ -131,14 +132,14 @@ class LoadPoint:
 
 @dataclass(frozen=True)
 class OverloadResult:
-    """`overload.json`. `goodput_over_capacity`: system -> load -> value."""
+    """`overload.json`. `goodput_over_capacity`: system -> load, rising."""
 
     head: Head
     deadline_ms: float
     trace_seed: int
     participants: list[Participant]
     points: list[LoadPoint]
-    goodput_over_capacity: dict[str, dict[str, float]]
+    goodput_over_capacity: dict[str, dict[str, Spread]]
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,13 @@ class Trace:
             )
         return scaled
 
+    def part(self, number: int, parts: int) -> "Trace":
+        """The part `number`, from 1, of `parts` of equally many arrivals, counted from the end of the part before."""
+        length = len(self.arrivals_seconds) // parts
+        first = (number - 1) * length
+        start = self.arrivals_seconds[first - 1] if first else 0.0
+        return Trace(self.seed, tuple(at - start for at in self.arrivals_seconds[first : first + length]))
+
     def write(self, path: Path) -> None:
         """Write it as JSON, to the microsecond."""
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from benchmarks import results
+from benchmarks.figures import Spread
 from benchmarks.machine import describe
 from benchmarks.outcomes import Outcome
 from benchmarks.overload import _Measured as MeasuredOverload
@@ -51,16 +52,17 @@ def test_serving_that_stopped_before_the_first_turn_is_still_a_file(tmp_path):
     assert not read(tmp_path / "serving.json", results.ServingResult).head.complete
 
 
-def test_overload_is_keyed_by_system_and_load(tmp_path):
+def test_overload_is_the_median_over_rounds_by_system_and_load(tmp_path):
     measured = MeasuredOverload(HEAD, 200.0, 1)
-    for load in (0.5, 2.0):
-        point = results.LoadPoint(
-            "mobilevision", "toy", load, (2.0, 2.0), 1.0, 1.0, 1, 1, 0, 0, 0, True, 1.0, load / 2, 1.0, 1.0, 0.1, 0.2
-        )
-        measured.points.append(point)
+    for number, goodput in ((1, 0.9), (2, 0.2), (3, 0.8)):
+        for load in (2.0, 0.5):
+            figures = (1.0, 1.0, 1, 1, 0, 0, 0, True, 1.0, goodput * load, 1.0, 1.0, 0.1, 0.2)
+            point = results.LoadPoint(number, "mobilevision", "toy", load, (2.0, 2.0), *figures)
+            measured.points.append(point)
     results.write(tmp_path / "overload.json", measured.result(complete=True))
-    again = read(tmp_path / "overload.json", results.OverloadResult)
-    assert again.goodput_over_capacity == {"mobilevision": {"0.5": 0.25, "2": 1.0}}
+    again = read(tmp_path / "overload.json", results.OverloadResult).goodput_over_capacity["mobilevision"]
+    assert list(again) == ["0.5", "2"]
+    assert again["2"] == Spread(median=1.6, low=0.4, high=1.8, rounds=3)
 
 
 def test_scaling_reports_medians_and_what_was_skipped(tmp_path):

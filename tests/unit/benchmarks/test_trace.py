@@ -47,3 +47,12 @@ def test_what_is_no_trace_is_refused_by_name(tmp_path, content):
     (tmp_path / "trace.json").write_text(content)
     with pytest.raises(TraceError, match=r"trace\.json"):
         Trace.read(tmp_path / "trace.json")
+
+
+def test_parts_follow_each_other_and_share_nothing():
+    trace = poisson(seed=3, count=10)
+    first, second = trace.part(1, 2), trace.part(2, 2)
+    assert first.arrivals_seconds == trace.arrivals_seconds[:5]
+    assert [at + trace.arrivals_seconds[4] for at in second.arrivals_seconds] == pytest.approx(
+        trace.arrivals_seconds[5:]
+    )
