@@ -40,6 +40,7 @@ LOADS = (0.5, 0.9, 1.2, 2.0)
 CAPACITY_CLIENTS = 16  # two batches of eight: past the knee
 PATIENT_SECONDS = 60.0  # time-out of the start whose capacity is measured: one that gives up has none to show
 TRACE_ARRIVALS = 200_000
+TABLE_WIDTH = 105  # columns, also where the output goes to a file
 COUNTS = ("sent", "answered", "refused", "missed", "failed")
 
 
@@ -195,7 +196,7 @@ def show(result: results.OverloadResult, console: Console) -> None:
                 *map(str, counts),
                 f"{max(one.p99_ms for one in points):.0f}",
             )
-    console.print(table)
+    console.print(table, width=max(console.width, TABLE_WIDTH))
 
 
 def main() -> None:
