@@ -19,7 +19,9 @@ from typing import Self
 _MARK = "BENCHMARK_GROUP"
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_LEFT_BEHIND_SECONDS = 2.0
+_REST_SECONDS = 0.5  # over which a server must be idle to be done with what was left behind
+_IDLE_CPU_SHARE = 0.2  # of one core; daemons are never quite idle
+_MOST_REST_SECONDS = 20.0
 _TERM_SECONDS = 15.0
 
 
@@ -110,7 +112,12 @@ class Group:
 
         What a load generator left behind is done with first: work that was paused looks stuck when it goes on.
         """
-        time.sleep(_LEFT_BEHIND_SECONDS)
+        end = time.monotonic() + _MOST_REST_SECONDS
+        busy = True
+        while busy and time.monotonic() < end:
+            before = self.cpu_seconds()
+            time.sleep(_REST_SECONDS)
+            busy = self.cpu_seconds() - before > _IDLE_CPU_SHARE * _REST_SECONDS
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:

@@ -33,6 +33,7 @@ from model_store.archive import read_card
 
 TUNING_CLIENTS = 32
 WAITS_MS = (1, 10)
+WINDOW_BATCHES = 4
 
 
 @dataclass
@@ -150,11 +151,15 @@ class Session:
                     server.group.pause()
                     servers.append(server)
             servers = self._compare_answers(servers, archive)
+            # Long enough for several of the largest batches in every process, or nothing might end within it.
+            seconds = max(options.seconds, WINDOW_BATCHES * BATCHES[-1] * usable_cores() / limit.per_second)
             for number in range(1, options.rounds + 1):
                 # Who goes first changes, so that nobody always finds the machine as the same other one left it.
                 shift = (number - 1) % max(len(servers), 1)
                 servers = [*servers[shift:], *servers[:shift]]
-                servers = [server for server in servers if self._turn(server, processes, limit.batch, model, number)]
+                servers = [
+                    server for server in servers if self._turn(server, processes, limit.batch, model, number, seconds)
+                ]
 
     def _find_limit(self, archive: Path, image: bytes) -> Throughput:
         """The best of the in-process limit over processes x threads x batch."""
@@ -215,10 +220,9 @@ class Session:
             self._console.print(f"  {name} {setup.shape}, wait {wait_ms} ms: {turn.per_second:.0f}/s")
         return max(found, key=lambda one: one[0])[1]
 
-    def _turn(self, server: Running, processes: InProcess, batch: int, model: str, number: int) -> bool:
+    def _turn(self, server: Running, processes: InProcess, batch: int, model: str, number: int, seconds: float) -> bool:
         """The limit, then one server at every number of clients; false, with the reason kept, where it fell over."""
-        options = self._options
-        limit = processes.measure(batch, options.seconds)
+        limit = processes.measure(batch, seconds)
         self.measured.limit_turns.append(
             results.LimitTurn(
                 number, server.name, model, str(limit.shape), batch, limit.per_second, limit.cpu_ms_per_picture
@@ -226,8 +230,8 @@ class Session:
         )
         try:
             with server.awake():
-                for clients in options.clients:
-                    turn = measure(server, model=model, number=number, clients=clients, seconds=options.seconds)
+                for clients in self._options.clients:
+                    turn = measure(server, model=model, number=number, clients=clients, seconds=seconds)
                     self.measured.turns.append(turn)
             server.group.check_alive()
         except (DidNotStart, load.LoadFailed, OSError) as error:
@@ -288,7 +292,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common(parser)
     parser.add_argument("--clients", type=int, nargs="+", help="connections, one request at a time each [1 8 32 128]")
-    parser.add_argument("--seconds", type=float, help="of each measurement [4; quick: 2]")
+    parser.add_argument("--seconds", type=float, help="of each measurement, at least [4; quick: 2]")
     parser.add_argument("--rounds", type=int, help="turns of everything [3; quick: 1]")
     parser.add_argument("--warm-up", type=float, help="seconds of load on each server before it counts [8; quick: 2]")
     parser.add_argument("--gpu", action="store_true", help="the limit and the peers use the first GPU, as ours does")

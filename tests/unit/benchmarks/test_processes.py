@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import processes
 from benchmarks.processes import DidNotStart, Group
 
 ROOT = Path(__file__).parents[3]
@@ -40,7 +41,8 @@ def state(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def test_a_daemon_that_detached_itself_is_counted_paused_and_ended(tmp_path):
+def test_a_daemon_that_detached_itself_is_counted_paused_and_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_MOST_REST_SECONDS", 0.1)  # it never rests
     with start(tmp_path, DAEMON) as group:
         daemon = int(wait_for(lambda: (tmp_path / "daemon").exists() and (tmp_path / "daemon").read_text()))
         assert daemon in wait_for(lambda: daemon in group.members() and group.members())
@@ -63,3 +65,18 @@ def test_a_command_that_ends_is_told_with_its_last_words(tmp_path):
         wait_for(lambda: group.members() == [])
         with pytest.raises(DidNotStart, match="no such model"):
             group.check_alive()
+
+
+def test_work_in_hand_is_done_before_a_server_is_stopped(tmp_path):
+    program = """
+import time
+end = time.process_time() + 1
+while time.process_time() < end:
+    pass
+open("done", "w").close()
+time.sleep(60)
+"""
+    with start(tmp_path, program) as group:
+        wait_for(lambda: group.cpu_seconds() > 0.2)
+        group.pause()
+        assert (tmp_path / "done").exists()
