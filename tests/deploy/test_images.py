@@ -23,6 +23,7 @@ from service.client import VisionClient
 
 SECONDS = 240.0
 TORCHSERVE, GATEWAY = f"mobilevision/torchserve:{VERSION}", f"mobilevision/gateway:{VERSION}"
+MODELS = ["demo_classify", "demo_detect", "demo_segment"]
 HARDENED = [
     "--read-only",
     "--read-only-tmpfs=false",
@@ -73,6 +74,7 @@ def pod(tmp_path: Path) -> Iterator[Pod]:
         folder.chmod(0o777)
     volumes = [f"--volume={shared['keys']}:/run/keys", f"--volume={shared['shm']}:/dev/shm"]
     environment = {
+        "MOBILEVISION_MODELS": json.dumps(MODELS),  # an image has every archive that lay there when it was built
         "MOBILEVISION_GRPC_PORT": grpc,
         "MOBILEVISION_HTTP_PORT": http,
         "MOBILEVISION_TORCHSERVE_INFERENCE": f"127.0.0.1:{inference}",
