@@ -53,6 +53,6 @@ def participants_of(peers: Sequence[str]) -> tuple[str, ...]:
 
 def head_of(benchmark: str, options: argparse.Namespace) -> Head:
     """What its result file begins with; taken before anything is measured."""
-    # Results are passed on: where this copy of the project lies is nobody's business.
-    chosen = {key: str(value).replace(f"{ROOT}/", "") for key, value in vars(options).items()}
+    # Results are passed on: where this copy of the project lies, and where they were written, is nobody's business.
+    chosen = {key: str(value).replace(f"{ROOT}/", "") for key, value in vars(options).items() if key != "out"}
     return Head(benchmark, describe(), chosen, complete=False)
