@@ -171,10 +171,8 @@ def server_command(run: Path, config: EmbeddedConfig) -> list[str]:
         # 1500 to 3000: 3.4 ms against 2.3); warm, it saves about 15 %, which is little beside any model.
         "-XX:TieredStopAtLevel=1",
         f"-Xmx{config.heap_megabytes}m",
-        # A young generation that light work fills, and has collected, within minutes, with room for what survives. By
-        # default it is of 100 MiB and more, and what the JVM takes still grows after ten minutes of load.
-        "-Xmn24m",
-        "-XX:SurvivorRatio=4",
+        # Light work fills it, and has it collected, within minutes; by default it is of 100 MiB and more.
+        "-Xmn16m",
         "-XX:+ExitOnOutOfMemoryError",  # a crippled JVM is worse than one that is started again
         "-XX:-UsePerfData",
         f"-XX:ErrorFile={run}/logs/jvm.log",
