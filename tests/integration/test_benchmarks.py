@@ -47,20 +47,8 @@ def test_serving(archives, tmp_path):
 
 
 def test_overload(archives, tmp_path):
-    result = run(
-        "overload",
-        archives,
-        tmp_path,
-        results.OverloadResult,
-        "--peers",
-        "--loads",
-        "0.5",
-        "2",
-        "--seconds",
-        "2",
-        "--rounds",
-        "1",
-    )
+    options = ("--peers", "--loads", "0.5", "2", "--seconds", "2", "--rounds", "1")
+    result = run("overload", archives, tmp_path, results.OverloadResult, *options)
     assert [point.load for point in result.points] == [0.5, 2.0]
     assert all(point.adds_up and point.failed == 0 for point in result.points)
     assert (tmp_path / "trace.json").exists()
