@@ -9,18 +9,15 @@ Whatever is wrong with the bytes is raised as an `InvalidImage` error: no except
 never touches a file, never decodes truncated pictures in part, and never looks at more than one frame.
 """
 
-import asyncio
 import ctypes
 import math
 import re
 import struct
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -41,7 +38,6 @@ from PIL import (
 from handlers.frame import Array
 from model_store.card import InputSize, Preprocess
 from service.errors import (
-    DeadlineExceeded,
     ImageCorrupt,
     ImageEmpty,
     ImageFormatUnsupported,
@@ -158,35 +154,6 @@ class _Upright:
     height_px: int
 
 
-class Destination(Protocol):
-    """Where decoded pixels should lie. Held as long as a thread may write into it."""
-
-    def allocate(self) -> Array | None:
-        """A writable uint8 (height, width, 3) array of the model's input size, None for an ordinary one."""
-        ...
-
-    def hold(self) -> None:
-        """Keep what `allocate` gives."""
-        ...
-
-    def drop(self) -> None:
-        """Keep it no longer."""
-        ...
-
-
-class _Anywhere:
-    """Pixels may lie in an ordinary array."""
-
-    def allocate(self) -> None:
-        return None
-
-    def hold(self) -> None:
-        pass
-
-    def drop(self) -> None:
-        pass
-
-
 def decode(
     image: bytes,
     *,
@@ -203,49 +170,6 @@ def decode(
     upright = _read(image, name, lambda width, height: _resized_sides(width, height, size, preprocess), limits)
     pixels, geometry = _to_input(upright, size, preprocess)
     return Decoded(pixels=_placed(pixels, size, allocate()), geometry=geometry, format=name)
-
-
-class Decoder:
-    """`decode` in a pool of threads (Pillow and numpy release the GIL for the work that counts)."""
-
-    def __init__(self, *, threads: int, limits: Limits) -> None:
-        self._limits = limits
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-
-    async def decode(
-        self,
-        image: bytes,
-        *,
-        size: InputSize,
-        preprocess: Preprocess,
-        still_wanted: Callable[[], bool],
-        destination: Destination = _Anywhere(),  # noqa: B008 - it has no state
-    ) -> Decoded:
-        """Decode in a thread, into `destination`, held until the thread is done, whatever becomes of the caller.
-
-        `still_wanted` is asked in the thread right before the work: work queued for a call that expired meanwhile is
-        skipped with `DeadlineExceeded`. Cancelling the caller's task takes queued work off the queue as well.
-        """
-
-        def work() -> Decoded:
-            if not still_wanted():
-                raise DeadlineExceeded("the deadline passed before the picture was decoded")
-            return decode(image, size=size, preprocess=preprocess, limits=self._limits, allocate=destination.allocate)
-
-        loop = asyncio.get_running_loop()
-        future = self._pool.submit(work)
-        destination.hold()
-        try:
-            return await asyncio.wrap_future(future)
-        finally:
-            if future.done():
-                destination.drop()
-            else:  # cancelled, but the thread is still at it
-                future.add_done_callback(lambda _: loop.call_soon_threadsafe(destination.drop))
-
-    def close(self) -> None:
-        """Drop queued work and wait for the pictures being decoded."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _check_bytes(image: bytes, limits: Limits) -> str:

@@ -19,7 +19,8 @@ from service import ports
 from service.api import VisionApi
 from service.backend import Backend
 from service.catalog import Catalog
-from service.decode import Decoder, Limits
+from service.decode import Limits
+from service.decoder import Decoder
 from service.health import SERVICE, Health
 from service.interceptors import Door
 from service.lanes import LaneBuilder, ModelLanes

@@ -18,7 +18,7 @@ from typing import TypeVar
 from model_store.card import Card, Task
 from service.agreement import Seen
 from service.catalog import Catalog
-from service.decode import Decoder
+from service.decoder import Decoder
 from service.errors import (
     CapacityError,
     DeadlineExceeded,

@@ -111,7 +111,10 @@ class Settings(BaseSettings):
         default=30.0, gt=0, le=3600, description="Longest wait for one batch before its worker counts as stuck."
     )
     decode_threads: int = Field(
-        default=0, ge=0, le=256, description="Threads that decode pictures and encode masks. 0: one per core."
+        default=0,
+        ge=0,
+        le=256,
+        description="Threads that decode pictures and encode masks. 0: one per core. Up to 2: small JPEGs need none.",
     )
 
     workers_per_model: int = Field(

@@ -10,7 +10,7 @@ import logging
 from concurrent.futures import Executor
 
 from service.agreement import METRICS, Seen, agreement
-from service.decode import Decoder
+from service.decoder import Decoder
 from service.errors import CapacityError, DeadlineExceeded, ServiceError
 from service.lanes import Lane, ModelLanes
 from service.metrics import Metrics

@@ -1,7 +1,5 @@
-import asyncio
 import contextlib
 import json
-import threading
 import time
 import warnings
 import zlib
@@ -16,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from model_store.card import InputSize, Preprocess
-from service.decode import SUPPORTED_FORMATS, Decoder, Limits, decode
-from service.errors import DeadlineExceeded, ImageTooManyBytes, ImageTooManyPixels, InvalidImage
+from service.decode import SUPPORTED_FORMATS, Limits, decode
+from service.errors import ImageTooManyBytes, ImageTooManyPixels, InvalidImage
 
 # Pillow warns about odd metadata and decodes all the same; `decode` silences that in production.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -304,100 +302,16 @@ def test_random_bytes_never_crash(signature, rest):
         decoded(signature + rest, limits=Limits(max_bytes=10**7, max_pixels=10**7))
 
 
-class TestDecoder:
-    async def test_decodes_in_a_thread(self):
-        decoder = Decoder(threads=2, limits=LIMITS)
-        try:
-            result = await decoder.decode(
-                picture_files.PICTURES["png"], size=SIZE, preprocess=SQUASH, still_wanted=lambda: True
-            )
-            assert result.pixels.shape == (96, 128, 3)
-            with pytest.raises(InvalidImage):
-                await decoder.decode(b"no picture", size=SIZE, preprocess=SQUASH, still_wanted=lambda: True)
-        finally:
-            decoder.close()
-
-    async def test_pixels_are_put_where_the_caller_wants_them(self):
-        for size, preprocess in ((SIZE, SQUASH), (InputSize(height=400, width=416), CROP)):
-            expected = decode(picture_files.PICTURES["png"], size=size, preprocess=preprocess, limits=LIMITS)
-            destination = np.full((size.height, size.width, 3), 99, np.uint8)
-            placed = decode(
-                picture_files.PICTURES["png"],
-                size=size,
-                preprocess=preprocess,
-                limits=LIMITS,
-                allocate=lambda array=destination: array,
-            )
-            assert placed.pixels is destination
-            np.testing.assert_array_equal(placed.pixels, expected.pixels)
-
-    async def test_a_destination_is_held_until_the_thread_is_done_with_it(self):
-        class Destination:
-            def __init__(self):
-                self.entered, self.gate, self.dropped = threading.Event(), threading.Event(), asyncio.Event()
-
-            def allocate(self):
-                self.entered.set()
-                self.gate.wait(60)
-
-            def hold(self):
-                self.held = True
-
-            def drop(self):
-                self.dropped.set()
-
-        decoder, destination = Decoder(threads=1, limits=LIMITS), Destination()
-        try:
-            asked = asyncio.create_task(
-                decoder.decode(
-                    picture_files.PICTURES["png"],
-                    size=SIZE,
-                    preprocess=SQUASH,
-                    still_wanted=lambda: True,
-                    destination=destination,
-                )
-            )
-            await asyncio.to_thread(destination.entered.wait, 60)
-            asked.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await asked
-            assert destination.held
-            assert not destination.dropped.is_set()
-            destination.gate.set()
-            await asyncio.wait_for(destination.dropped.wait(), 60)
-        finally:
-            destination.gate.set()
-            decoder.close()
-
-    async def test_queued_work_that_nobody_wants_is_skipped(self):
-        decoder = Decoder(threads=1, limits=LIMITS)
-        entered, gate = threading.Event(), threading.Event()
-
-        def slow() -> bool:
-            entered.set()
-            return gate.wait(60)
-
-        def ask(still_wanted):
-            coroutine = decoder.decode(
-                picture_files.PICTURES["png"], size=SIZE, preprocess=SQUASH, still_wanted=still_wanted
-            )
-            return asyncio.create_task(coroutine)
-
-        asked = []
-        try:
-            first = ask(slow)
-            await asyncio.to_thread(entered.wait, 60)
-            expired = ask(lambda: False)
-            cancelled = ask(lambda: asked.append("cancelled") or True)
-            await asyncio.sleep(0)
-            cancelled.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await cancelled
-            gate.set()
-            assert (await first).format == "PNG"
-            with pytest.raises(DeadlineExceeded):
-                await expired
-            assert asked == []  # it left the queue without being looked at
-        finally:
-            gate.set()
-            decoder.close()
+def test_pixels_are_put_where_the_caller_wants_them():
+    for size, preprocess in ((SIZE, SQUASH), (InputSize(height=400, width=416), CROP)):
+        expected = decode(picture_files.PICTURES["png"], size=size, preprocess=preprocess, limits=LIMITS)
+        destination = np.full((size.height, size.width, 3), 99, np.uint8)
+        placed = decode(
+            picture_files.PICTURES["png"],
+            size=size,
+            preprocess=preprocess,
+            limits=LIMITS,
+            allocate=lambda array=destination: array,
+        )
+        assert placed.pixels is destination
+        np.testing.assert_array_equal(placed.pixels, expected.pixels)
