@@ -99,14 +99,15 @@ class InProcess:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def measure(self, batch: int, seconds: float) -> Throughput:
-        """All processes at once, each for `seconds`. Raises `LimitFailed`."""
-        for pipe in self._pipes:
+    def measure(self, batch: int, seconds: float, *, alone: bool = False) -> Throughput:
+        """All processes at once, or one alone while the others wait, each for `seconds`. Raises `LimitFailed`."""
+        pipes = self._pipes[:1] if alone else self._pipes
+        for pipe in pipes:
             pipe.send((batch, seconds))
-        answers = [self._answer(pipe, seconds + _GRACE_SECONDS) for pipe in self._pipes]
+        answers = [self._answer(pipe, seconds + _GRACE_SECONDS) for pipe in pipes]
         done = sum(pictures for pictures, _, _ in answers)
         return Throughput(
-            shape=self._shape,
+            shape=Shape(len(pipes), self._shape.threads),
             batch=batch,
             per_second=sum(pictures / spent for pictures, spent, _ in answers),
             cpu_ms_per_picture=sum(cpu for _, _, cpu in answers) / done * 1e3,

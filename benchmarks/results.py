@@ -45,7 +45,10 @@ class Participant:
 
 @dataclass(frozen=True)
 class Turn:
-    """One closed-loop measurement of one system in one round."""
+    """One closed-loop measurement of one system in one round.
+
+    `in_process_ms`, with one client only: a picture in one plain process, the others idle, just before.
+    """
 
     round: int
     system: str
@@ -60,6 +63,7 @@ class Turn:
     client_cpu_ms_per_picture: float
     pss_mib: float
     rss_mib: float
+    in_process_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ class ServingResult:
     ratio_to_limit: dict[str, Spread]  # case -> ours / limit
     ratio_to_peer: dict[str, dict[str, Spread]]  # case -> peer -> ours / peer
     peer_ratio_to_limit: dict[str, dict[str, Spread]]  # case -> peer -> peer / limit
+    added_ms: dict[str, dict[str, Spread]]  # model -> system -> mean latency at one client, less in_process_ms
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 Closed loop. The limit, our server and every peer run on the same archive, picture, cores and dtype; each at its best
 division of the cores. All servers stay up, stopped (SIGSTOP) while it is not their turn; each round measures every
 server at every number of clients, and the limit just before each of them. Ratios are taken within a round, each server
-as a share of the limit before its turn, because machines drift within minutes; medians are reported.
+as a share of the limit before its turn, because machines drift within minutes; medians are reported. With one client
+it is also told what a server adds to the time that one plain process takes for a picture.
 Ctrl-C ends it with what was measured so far.
 """
 
@@ -34,6 +35,15 @@ from model_store.archive import read_card
 TUNING_CLIENTS = 32
 WAITS_MS = (1, 10)
 WINDOW_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """The in-process limit of one model, ready to be measured again."""
+
+    model: str
+    processes: InProcess
+    batch: int
 
 
 @dataclass
@@ -74,7 +84,17 @@ class _Measured:
             ratio_to_limit=to_limit,
             ratio_to_peer=to_peer,
             peer_ratio_to_limit=peer_to_limit,
+            added_ms=self._added_ms(),
         )
+
+    def _added_ms(self) -> dict[str, dict[str, Spread]]:
+        """What a server adds to a picture that comes alone."""
+        added: dict[str, dict[str, list[float]]] = {}
+        for turn in self.turns:
+            if turn.in_process_ms is not None and turn.per_second:
+                by_system = added.setdefault(turn.model, {})
+                by_system.setdefault(turn.system, []).append(1e3 / turn.per_second - turn.in_process_ms)
+        return {model: {system: spread(ms) for system, ms in by_system.items()} for model, by_system in added.items()}
 
     def _shares(self, system: str, model: str, clients: int) -> dict[int, float]:
         """By round: throughput over the limit that was measured just before."""
@@ -144,6 +164,7 @@ class Session:
         self._console.print(f"  {limit.per_second:.0f}/s at {limit.shape}, batch {limit.batch}")
         with contextlib.ExitStack() as stack:
             processes = stack.enter_context(InProcess(archive, limit.shape, image, gpu=options.gpu))
+            again = _Limit(model, processes, limit.batch)
             servers: list[Running] = []
             for name in participants_of(options.peers):
                 server = self._start(name, archive, image, stack)
@@ -157,9 +178,7 @@ class Session:
                 # Who goes first changes, so that nobody always finds the machine as the same other one left it.
                 shift = (number - 1) % max(len(servers), 1)
                 servers = [*servers[shift:], *servers[:shift]]
-                servers = [
-                    server for server in servers if self._turn(server, processes, limit.batch, model, number, seconds)
-                ]
+                servers = [server for server in servers if self._turn(server, again, number, seconds)]
 
     def _find_limit(self, archive: Path, image: bytes) -> Throughput:
         """The best of the in-process limit over processes x threads x batch."""
@@ -220,18 +239,22 @@ class Session:
             self._console.print(f"  {name} {setup.shape}, wait {wait_ms} ms: {turn.per_second:.0f}/s")
         return max(found, key=lambda one: one[0])[1]
 
-    def _turn(self, server: Running, processes: InProcess, batch: int, model: str, number: int, seconds: float) -> bool:
+    def _turn(self, server: Running, limit: _Limit, number: int, seconds: float) -> bool:
         """The limit, then one server at every number of clients; false, with the reason kept, where it fell over."""
-        limit = processes.measure(batch, seconds)
+        model, clients = limit.model, self._options.clients
+        most = limit.processes.measure(limit.batch, seconds)
         self.measured.limit_turns.append(
             results.LimitTurn(
-                number, server.name, model, str(limit.shape), batch, limit.per_second, limit.cpu_ms_per_picture
+                number, server.name, model, str(most.shape), limit.batch, most.per_second, most.cpu_ms_per_picture
             )
         )
+        alone = limit.processes.measure(1, seconds, alone=True) if 1 in clients else None
         try:
             with server.awake():
-                for clients in self._options.clients:
-                    turn = measure(server, model=model, number=number, clients=clients, seconds=seconds)
+                for count in clients:
+                    turn = measure(server, model=model, number=number, clients=count, seconds=seconds)
+                    if count == 1 and alone is not None:
+                        turn = dataclasses.replace(turn, in_process_ms=1e3 / alone.per_second)
                     self.measured.turns.append(turn)
             server.group.check_alive()
         except (DidNotStart, load.LoadFailed, OSError) as error:
@@ -239,7 +262,7 @@ class Session:
             return False
         self._console.print(
             f"  round {number}: {server.name} {turn.per_second:.0f}/s at {turn.clients} clients; "
-            f"limit {limit.per_second:.0f}/s"
+            f"limit {most.per_second:.0f}/s"
         )
         return True
 
@@ -282,6 +305,9 @@ def show(result: results.ServingResult, console: Console) -> None:
         cells = [f"{to_peer[peer].median:.2f}" if peer in to_peer else "-" for peer in peers]
         table.add_row(case, f"{of_limit.median:.2f}", *cells)
     console.print(table)
+    for model, by_system in result.added_ms.items():
+        added = ", ".join(f"{system} {ms.median:.1f}" for system, ms in by_system.items())
+        console.print(f"{model}, added to a picture that comes alone, ms: {added}")
     for one in result.participants:
         if one.error:
             console.print(f"[red]{one.name} ({one.model}) took no part:[/] {one.error.splitlines()[0]}")

@@ -1,5 +1,6 @@
 """What the benchmarks write can be read again, typed, and says what was measured."""
 
+import dataclasses
 import json
 import math
 
@@ -44,6 +45,14 @@ def test_serving_takes_ratios_round_by_round_each_to_the_limit_just_before(tmp_p
     assert again.head.complete
     assert again.head.machine.cores >= 1
     assert again.turns == result.turns
+
+
+def test_what_a_server_adds_to_a_picture_that_comes_alone():
+    measured = MeasuredServing(HEAD, "h2load")
+    for number, per_second in ((1, 25.0), (2, 20.0), (3, 40.0)):
+        alone = turn(number, "mobilevision", per_second, clients=1)
+        measured.turns += [dataclasses.replace(alone, in_process_ms=20.0), turn(number, "mobilevision", 100.0)]
+    assert measured.result(complete=True).added_ms == {"toy": {"mobilevision": Spread(20.0, 5.0, 30.0, 3)}}
 
 
 def test_serving_that_stopped_before_the_first_turn_is_still_a_file(tmp_path):
