@@ -66,6 +66,7 @@ proto: $(STAMP) ## generate service/pb from proto/
 docs: $(STAMP) ## generate the tables in docs/
 	@$(BIN)/python -m service.settings > docs/settings.md
 	@$(BIN)/python -m model_store.zoo > docs/models.md
+	@$(BIN)/python -m benchmarks.report > docs/performance.md
 
 RUNBOOK_URL ?= docs/runbook.md
 monitoring: $(STAMP) ## generate rules and dashboards in deploy/monitoring; RUNBOOK_URL=... says where people read it

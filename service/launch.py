@@ -35,6 +35,9 @@ _THREAD_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # OpenMP's threads spin between two operators, for milliseconds by default: on a core that another worker or the gateway
 # could use. Without spinning at all two threads take twice as long as one. What the operator sets stays.
 _OPENMP_WAITING = {"GOMP_SPINCOUNT": "10000"}  # some ten microseconds
+# Batches come to a worker by a thread of their own. glibc would give it another heap, which grows apart from the first
+# and gives pages back between batches: 40 page faults a picture instead of 9 (MobileViT-XXS, detection).
+_ALLOCATION = {"MALLOC_ARENA_MAX": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +198,7 @@ def server_command(run: Path, config: EmbeddedConfig) -> list[str]:
 
 def environment(run: Path, config: EmbeddedConfig) -> dict[str, str]:
     """The environment of the JVM and, through it, of the workers."""
-    child = {**_OPENMP_WAITING, **config.environment}
+    child = {**_OPENMP_WAITING, **_ALLOCATION, **config.environment}
     child |= {
         "TEMP": str(run / "tmp"),
         "TMPDIR": str(run / "tmp"),

@@ -8,17 +8,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks import report
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-SYSTEMS = {
-    "ours": "mobilevision",
-    "mosec": "mosec",
-    "TorchServe tuned": "torchserve_alone",
-    "TorchServe as documented": "torchserve_documented",
-    "LitServe": "litserve",
-    "Ray Serve": "ray_serve",
-    "BentoML": "bentoml",
-}
+SYSTEMS = {column: system for system, column in report.SYSTEMS.items()}
 
 
 def table(first: str) -> dict[str, dict[str, str]]:
@@ -43,6 +37,23 @@ def test_shares_of_the_limit(model: str, shares: dict[str, str]) -> None:
 def test_goodput_under_overload(load: str, goodput: dict[str, str]) -> None:
     found = measured("overload")["goodput_over_capacity"]
     assert goodput == {column: f"{found[SYSTEMS[column]][f'{float(load):g}']['median']:.2f}" for column in goodput}
+
+
+@pytest.mark.parametrize(("model", "added"), table("alone").items())
+def test_what_is_added_to_a_picture_that_comes_alone(model: str, added: dict[str, str]) -> None:
+    found = measured("serving")["added_ms"][model]
+    assert added == {column: f"{found[SYSTEMS[column]]['median']:.1f}" for column in added}
+
+
+@pytest.mark.parametrize(("figure", "cells"), table("start").items())
+def test_start_and_rest(figure: str, cells: dict[str, str]) -> None:
+    result = measured("startup")
+    key, digits = {"seconds to the first answer": ("median_seconds", 1), "MiB at rest": ("idle_pss_mib", 0)}[figure]
+    assert cells == {column: f"{result[key][SYSTEMS[column]]:.{digits}f}" for column in cells}
+
+
+def test_the_page_of_results_is_the_files() -> None:
+    assert (ROOT / "docs" / "performance.md").read_text() == report.page(), "make docs"
 
 
 CAPACITY = (ROOT / "docs" / "capacity.md").read_text()

@@ -1,0 +1,224 @@
+"""The measured results as one page: `python -m benchmarks.report > docs/performance.md`.
+
+In: the files in `benchmarks/measured`. Out: Markdown; a result that is not there has no section. Measures nothing.
+"""
+
+import ast
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+MEASURED = Path(__file__).parent / "measured"
+SYSTEMS = {
+    "mobilevision": "ours",
+    "mosec": "mosec",
+    "torchserve_alone": "TorchServe tuned",
+    "litserve": "LitServe",
+    "ray_serve": "Ray Serve",
+    "bentoml": "BentoML",
+    "torchserve_documented": "TorchServe as documented",
+}
+_NOTHING = "–"
+
+Result = dict[str, Any]  # a result file, see `results`
+Rows = Iterable[Sequence[str]]
+
+
+def table(head: Sequence[str], rows: Rows) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def spread(found: Result | None) -> str:
+    """`0.91 (0.88 to 0.94)`."""
+    return _NOTHING if found is None else f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+
+
+def made_by(head: Result) -> str:
+    """The command, and where and when it ran."""
+    words = [f"python -m benchmarks.{head['benchmark']}"]
+    for name, value in head["options"].items():
+        if value not in {"False", "None"} and name not in {"json", "archives"}:
+            given = " ".join(map(str, ast.literal_eval(value))) if value.startswith("[") else value
+            words.append(f"--{name.replace('_', '-')}" + ("" if value == "True" else f" {given}"))
+    machine = head["machine"]
+    stopped = "" if head["complete"] else "; stopped early, what was measured until then is kept"
+    return (
+        f"```\n{' '.join(words)}\n```\n\n"
+        f"{machine['cores']} cores ({machine['cpu_model']}), {machine['memory_gib']:.0f} GiB, "
+        f"torch {machine['torch']}, {machine['started_utc'][:10]}, revision {machine['git_revision'][:12]}{stopped}."
+    )
+
+
+def serving(result: Result) -> str:
+    """Share of the limit, latency, CPU time and memory; what is added to a picture that comes alone."""
+    systems = [name for name in SYSTEMS if any(turn["system"] == name for turn in result["turns"])]
+    columns = [SYSTEMS[name] for name in systems]
+    cases = sorted({(turn["model"], turn["clients"]) for turn in result["turns"]})
+    most = max(clients for _, clients in cases)
+
+    def share(system: str, case: str) -> str:
+        own = result["ratio_to_limit"] if system == "mobilevision" else {}
+        return spread(own.get(case) or result["peer_ratio_to_limit"].get(case, {}).get(system))
+
+    def medians(figure: str, digits: int) -> Rows:
+        for model, clients in cases:
+            if clients != most:
+                continue
+            row = [f"`{model}`"]
+            for system in systems:
+                key = (system, model, clients)
+                turns = [turn for turn in result["turns"] if (turn["system"], turn["model"], turn["clients"]) == key]
+                values = [turn[figure] for turn in turns if turn[figure] is not None and turn["answered"]]
+                row.append(f"{statistics.median(values):.{digits}f}" if values else _NOTHING)
+            yield row
+
+    shares = ([f"`{m}`", str(n), *(share(system, f"{m}/{n}") for system in systems)] for m, n in cases)
+    added = (
+        [f"`{model}`", *(spread(by_system.get(system)) for system in systems)]
+        for model, by_system in result["added_ms"].items()
+    )
+    at_most = f"at {most} clients, median of the rounds"
+    return "\n\n".join(
+        [
+            "## Served throughput / in-process limit",
+            made_by(result["head"]),
+            "![throughput as a share of the in-process limit, by clients](serving.png)",
+            table(["model", "clients", *columns], shares),
+            "Median over the rounds, lowest and highest in brackets; each round against the limit just before it.",
+            f"CPU time of all processes of a server per picture, ms, {at_most}:",
+            table(["model", *columns], medians("server_cpu_ms_per_picture", 1)),
+            f"p50 of a call, ms, {at_most}:",
+            table(["model", *columns], medians("p50_ms", 0)),
+            f"p99 of a call, ms, {at_most}:",
+            table(["model", *columns], medians("p99_ms", 0)),
+            f"Memory of a server, MiB (PSS), {at_most}:",
+            table(["model", *columns], medians("pss_mib", 0)),
+            "Mean latency of a picture that comes alone, ms more than in one plain process just before:",
+            table(["model", *columns], added),
+        ]
+    )
+
+
+def overload(result: Result) -> str:
+    """What is answered in time, by load."""
+
+    def rows() -> Rows:
+        for system, by_load in result["goodput_over_capacity"].items():
+            for load, goodput in by_load.items():
+                points = [p for p in result["points"] if (p["system"], f"{p['load']:g}") == (system, load)]
+                sent = sum(p["sent"] for p in points)
+                tails = [p["p99_ms"] for p in points if p["p99_ms"] is not None]
+                yield [
+                    SYSTEMS.get(system, system),
+                    load,
+                    spread(goodput),
+                    str(sent),
+                    *(str(sum(p[outcome] for p in points)) for outcome in ("answered", "refused", "missed", "failed")),
+                    f"{statistics.median(tails):.0f}" if tails else _NOTHING,
+                ]
+
+    head = ["system", "asked / capacity", "answered in time / capacity", "sent", "answered in time", "refused"]
+    return "\n\n".join(
+        [
+            "## Overload",
+            made_by(result["head"]),
+            "![answered in time, by load](overload.png)",
+            table([*head, "missed", "failed", "p99 of answered, ms"], rows()),
+            f"Deadline {result['deadline_ms']:.0f} ms. Every request sent is counted once.",
+        ]
+    )
+
+
+def soak(result: Result) -> str:
+    """Memory by process, and whether anything was lost."""
+    rows = (
+        [
+            one["name"],
+            f"{one['first_mib']:.0f}",
+            f"{one['last_mib']:.0f}",
+            f"{one['slope_mib_per_hour']:.0f}",
+            "yes" if one["within_bound"] else "**no**",
+        ]
+        for one in result["processes"]
+    )
+    bounds = {one["bound_mib_per_hour"] for one in result["processes"]}
+    return "\n\n".join(
+        [
+            "## Soak",
+            made_by(result["head"]),
+            f"{result['minutes']:.0f} minutes at {result['offered_per_second'] / result['capacity_per_second']:.2f} of "
+            f"the capacity: {result['sent']:,} sent, {result['answered']:,} answered in time, {result['refused']:,} "
+            f"refused, {result['missed']:,} missed, {result['failed']:,} failed. Shared-memory slots in use at the "
+            f"end: {result['slots_in_use_at_end']:.0f}. Processes that ended: {result['processes_that_ended']}.",
+            table(["process", "first MiB", "last MiB", "slope, MiB per hour", "within the bound"], rows),
+            f"The bound is {', '.join(f'{bound:g}' for bound in sorted(bounds))} MiB per hour.",
+        ]
+    )
+
+
+def startup(result: Result) -> str:
+    """Seconds to the first answer, memory at rest, images."""
+    rows = (
+        [SYSTEMS.get(system, system), f"{seconds:.1f}", f"{result['idle_pss_mib'][system]:.0f}"]
+        for system, seconds in sorted(result["median_seconds"].items(), key=lambda item: item[1])
+    )
+    images = [
+        f"{image['image'].rsplit('/', 1)[-1]} {image['mib']:.0f} MiB" for image in result["images"] if image["mib"]
+    ]
+    return "\n\n".join(
+        [
+            "## Start",
+            made_by(result["head"]),
+            table(["system", "seconds to the first right answer", "MiB at rest (PSS)"], rows),
+            *([f"Images: {', '.join(images)}."] if images else []),
+        ]
+    )
+
+
+def scaling(result: Result) -> str:
+    """Cost against one thing at a time."""
+    parts = ["## What cost grows with", made_by(result["head"]), f"Model `{result['model']}`."]
+    for dimension in dict.fromkeys(point["dimension"] for point in result["points"]):
+        points = [point for point in result["points"] if point["dimension"] == dimension]
+        rows = (
+            [
+                f"{point['value']:g}",
+                *(
+                    _NOTHING if point[figure] is None else f"{point[figure]:.1f}"
+                    for figure in ("per_second", "cpu_ms_per_picture", "p99_ms", "pss_mib")
+                ),
+            ]
+            for point in points
+        )
+        parts.append(table([dimension, "pictures/s", "CPU ms per picture", "p99 ms", "MiB (PSS)"], rows))
+    return "\n\n".join(parts)
+
+
+_SECTIONS: dict[str, Callable[[Result], str]] = {
+    "serving": serving,
+    "overload": overload,
+    "startup": startup,
+    "scaling": scaling,
+    "soak": soak,
+}
+
+
+def page(measured: Path = MEASURED) -> str:
+    """The whole page."""
+    found = {name: measured / f"{name}.json" for name in _SECTIONS}
+    sections = [_SECTIONS[name](json.loads(path.read_bytes())) for name, path in found.items() if path.exists()]
+    begin = (
+        "# Performance\n\nWhat was measured last: `python -m benchmarks.report` makes this page from "
+        "[the files](../benchmarks/measured). [benchmarks/README.md](../benchmarks/README.md) says how to read them "
+        "and how the others were set up. The machine is shared and its speed drifts: only ratios within one run mean "
+        "something."
+    )
+    return "\n\n".join([begin, *sections]) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
