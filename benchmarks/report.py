@@ -65,12 +65,10 @@ def serving(result: Result) -> str:
         return spread(own.get(case) or result["peer_ratio_to_limit"].get(case, {}).get(system))
 
     def medians(figure: str, digits: int) -> Rows:
-        for model, clients in cases:
-            if clients != most:
-                continue
+        for model in (model for model, clients in cases if clients == most):
             row = [f"`{model}`"]
             for system in systems:
-                key = (system, model, clients)
+                key = (system, model, most)
                 turns = [turn for turn in result["turns"] if (turn["system"], turn["model"], turn["clients"]) == key]
                 values = [turn[figure] for turn in turns if turn[figure] is not None and turn["answered"]]
                 row.append(f"{statistics.median(values):.{digits}f}" if values else _NOTHING)
