@@ -138,7 +138,8 @@ class Settings(BaseSettings):
         description="Torch threads per worker. 0: one, or more where memory leaves fewer workers than cores.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="Number type of the models. auto: the fastest the hardware supports natively."
+        default="auto",
+        description="Number type of the models. auto: float16 on a GPU, bfloat16 on a CPU with AMX, else float32.",
     )
     startup_timeout_seconds: float = Field(
         default=300.0, gt=0, le=3600, description="Longest wait for the models to load at start."

@@ -49,12 +49,15 @@ def first(machine: Machine, *, card_max_batch: int, quick: bool) -> tuple[Candid
     return tuple(Candidate(*shape, max_batch=batch) for shape in shapes(machine) for batch in batches)
 
 
-def other_dtypes(best: Candidate, machine: Machine, *, fast_bfloat16: bool) -> Iterator[Candidate]:
-    """The best so far in the number types that `auto` did not choose and this hardware computes fast."""
+def other_dtypes(best: Candidate, machine: Machine, *, has_bfloat16: bool, fast_bfloat16: bool) -> Iterator[Candidate]:
+    """The best so far in the number types that `auto` did not choose and this hardware computes.
+
+    `has_bfloat16`, `fast_bfloat16`: of the CPU, see `handlers.hardware`.
+    """
     if machine.gpus:
         yield replace(best, dtype="bfloat16")
-    elif fast_bfloat16:
-        yield replace(best, dtype="float32")
+    elif has_bfloat16:
+        yield replace(best, dtype="float32" if fast_bfloat16 else "bfloat16")
 
 
 def settings_file(settings: Mapping[str, int | str | list[str]], comments: Iterable[str]) -> str:

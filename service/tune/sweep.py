@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from handlers.hardware import cpu_has_fast_bfloat16
+from handlers.hardware import cpu_has_bfloat16, cpu_has_fast_bfloat16
 from model_store.card import Card
 from service.allocation import Machine
 from service.instance import InstanceFailed, serving
@@ -62,7 +62,10 @@ def sweep(
     leading = best(points, plan.goal_ms) or min(points, key=lambda point: point.p99_ms, default=None)
     if leading is not None and not plan.quick:
         others = candidates.other_dtypes(
-            leading.candidate, plan.machine, fast_bfloat16=not plan.machine.gpus and cpu_has_fast_bfloat16()
+            leading.candidate,
+            plan.machine,
+            has_bfloat16=cpu_has_bfloat16(),
+            fast_bfloat16=cpu_has_fast_bfloat16(),
         )
         yield from measured(others)
 

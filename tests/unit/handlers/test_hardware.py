@@ -90,9 +90,18 @@ def test_gpus_are_the_visible_device_files(tmp_path, environment, count):
     assert hardware.gpu_count(environment, tmp_path) == count
 
 
-def test_fast_bfloat16_is_read_from_the_flags_of_the_cpu(tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "has", "fast"),
+    [
+        ("avx2 avx512f", False, False),
+        ("avx512f avx512_bf16", True, False),
+        ("amx_tile amx_bf16", True, True),
+        (None, False, False),
+    ],
+)
+def test_bfloat16_is_read_from_the_flags_of_the_cpu(tmp_path, flags, has, fast):
     cpuinfo = tmp_path / "cpuinfo"
-    for flags, fast in (("avx2 avx512f", False), ("avx512f avx512_bf16", True), ("amx_tile amx_bf16", True)):
+    if flags is not None:
         cpuinfo.write_text(f"processor : 0\nflags\t\t: fpu {flags}\n")
-        assert hardware.cpu_has_fast_bfloat16(cpuinfo) is fast
-    assert hardware.cpu_has_fast_bfloat16(tmp_path / "absent") is False
+    assert hardware.cpu_has_bfloat16(cpuinfo) is has
+    assert hardware.cpu_has_fast_bfloat16(cpuinfo) is fast

@@ -52,9 +52,17 @@ def test_batches_stay_within_the_archive():
     assert candidates.first(machine, card_max_batch=64, quick=True) == (Candidate(1, 1, 8),)
 
 
-@pytest.mark.parametrize(("gpus", "fast", "dtypes"), [(0, False, []), (0, True, ["float32"]), (1, False, ["bfloat16"])])
-def test_other_number_types_are_those_the_hardware_is_fast_in(gpus, fast, dtypes):
-    others = candidates.other_dtypes(SOME, Machine(2, GIB, gpus), fast_bfloat16=fast)
+@pytest.mark.parametrize(
+    ("gpus", "has", "fast", "dtypes"),
+    [
+        (0, False, False, []),
+        (0, True, False, ["bfloat16"]),
+        (0, True, True, ["float32"]),
+        (1, False, False, ["bfloat16"]),
+    ],
+)
+def test_other_number_types_are_those_the_hardware_computes(gpus, has, fast, dtypes):
+    others = candidates.other_dtypes(SOME, Machine(2, GIB, gpus), has_bfloat16=has, fast_bfloat16=fast)
     assert [other.dtype for other in others] == dtypes
 
 
