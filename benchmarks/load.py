@@ -22,7 +22,7 @@ from benchmarks.outcomes import Outcome
 from benchmarks.plans import ClosedPlan, OpenPlan, Outcomes
 from benchmarks.target import Target
 
-WARM_UP_SECONDS = 0.5
+WARM_UP_SECONDS = 0.5  # least
 _GRACE_SECONDS = 60.0
 
 
@@ -53,11 +53,16 @@ def generator() -> str:
     return " ".join(version[:2])
 
 
-def closed_loop(targets: Sequence[Target], *, clients: int, seconds: float) -> Closed:
-    """`clients` connections, one request at a time each, spread evenly over `targets`. Raises `LoadFailed`."""
+def closed_loop(
+    targets: Sequence[Target], *, clients: int, seconds: float, warm_up_seconds: float = WARM_UP_SECONDS
+) -> Closed:
+    """`clients` connections, one request at a time each, spread evenly over `targets`. Raises `LoadFailed`.
+
+    What is answered in the warm-up does not count; it should be long enough for every client's first answer.
+    """
     if shutil.which("h2load") is None:
-        return _closed_python(targets, clients=clients, seconds=seconds)
-    return _closed_h2load(targets, clients=clients, seconds=seconds)
+        return _closed_python(targets, clients=clients, seconds=seconds, warm_up_seconds=warm_up_seconds)
+    return _closed_h2load(targets, clients=clients, seconds=seconds, warm_up_seconds=warm_up_seconds)
 
 
 def capacity_per_second(targets: Sequence[Target], *, clients: int, seconds: float) -> float:
@@ -77,14 +82,16 @@ def open_loop(plan: OpenPlan) -> Outcomes:
     return _run_python(plan, limit_seconds=plan.arrivals_seconds[-1] + plan.deadline_seconds + _GRACE_SECONDS)
 
 
-def _closed_python(targets: Sequence[Target], *, clients: int, seconds: float) -> Closed:
-    plan = ClosedPlan(tuple(targets), clients=clients, warm_up_seconds=WARM_UP_SECONDS, seconds=seconds)
-    outcomes = _run_python(plan, limit_seconds=seconds + _GRACE_SECONDS)
+def _closed_python(
+    targets: Sequence[Target], *, clients: int, seconds: float, warm_up_seconds: float = WARM_UP_SECONDS
+) -> Closed:
+    plan = ClosedPlan(tuple(targets), clients=clients, warm_up_seconds=warm_up_seconds, seconds=seconds)
+    outcomes = _run_python(plan, limit_seconds=seconds + warm_up_seconds + _GRACE_SECONDS)
     latencies = [row.seconds for row in outcomes.rows if row.outcome is Outcome.ANSWERED]
     return _closed(latencies, len(outcomes.rows) - len(latencies), clients, seconds, outcomes.cpu_seconds)
 
 
-def _closed_h2load(targets: Sequence[Target], *, clients: int, seconds: float) -> Closed:
+def _closed_h2load(targets: Sequence[Target], *, clients: int, seconds: float, warm_up_seconds: float) -> Closed:
     latencies: list[float] = []
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -92,34 +99,37 @@ def _closed_h2load(targets: Sequence[Target], *, clients: int, seconds: float) -
         for number, target in enumerate(targets):
             share = clients // len(targets) + (number < clients % len(targets))
             if share:
-                runs.append((target, share, *_h2load(target, share, seconds, Path(folder) / f"{number}")))
-        said, cpu_seconds = _run([command for _, _, command, _ in runs], seconds + WARM_UP_SECONDS + _GRACE_SECONDS)
+                started = _h2load(target, share, seconds, warm_up_seconds, Path(folder) / f"{number}")
+                runs.append((target, share, *started))
+        said, cpu_seconds = _run([command for _, _, command, _ in runs], seconds + warm_up_seconds + _GRACE_SECONDS)
         for (target, share, _, log), printed in zip(runs, said, strict=True):
-            answered, others = judge(log.read_text(), printed, target, clients=share, seconds=seconds)
+            share_of_warm_up = warm_up_seconds / seconds
+            answered, others = judge(log.read_text(), printed, target, clients=share, warm_up=share_of_warm_up)
             latencies += answered
             failed += others
     return _closed(latencies, failed, clients, seconds, cpu_seconds)
 
 
-def judge(log: str, printed: str, target: Target, *, clients: int, seconds: float) -> tuple[list[float], int]:
+def judge(log: str, printed: str, target: Target, *, clients: int, warm_up: float) -> tuple[list[float], int]:
     """Latencies of answered requests, and the number of others, from h2load's log and what it printed.
 
     Its HTTP/1.1 parser reports status 0 where the status line has no reason phrase (TorchServe's has none). Those count
     as answered only if all bodies together are as long as that many good ones and those of the warm-up (h2load counts
-    these bytes too, but logs no line for them), give or take one for each client: those of errors are not.
+    these bytes too, but logs no line for them; `warm_up` is its length as a share of what counts), give or take one for
+    each client: those of errors are not.
     """
     rows = [line.split("\t") for line in log.splitlines()]
     good = {"200"}
     body = re.search(r"\((\d+)\) data", printed)
     if body and target.reply_bytes:
-        bodies, most = int(body[1]) / target.reply_bytes, len(rows) * (1 + WARM_UP_SECONDS / seconds)
+        bodies, most = int(body[1]) / target.reply_bytes, len(rows) * (1 + warm_up)
         if len(rows) - clients <= bodies <= most + clients:
             good.add("0")
     latencies = [int(microseconds) / 1e6 for _, status, microseconds, *_ in rows if status in good]
     return latencies, len(rows) - len(latencies)
 
 
-def _h2load(target: Target, clients: int, seconds: float, path: Path) -> tuple[list[str], Path]:
+def _h2load(target: Target, clients: int, seconds: float, warm_up_seconds: float, path: Path) -> tuple[list[str], Path]:
     body, log = path.with_suffix(".body"), path.with_suffix(".tsv")
     body.write_bytes(target.wire_body())
     log.touch()
@@ -131,7 +141,7 @@ def _h2load(target: Target, clients: int, seconds: float, path: Path) -> tuple[l
         *("-H", f"content-type: {content_type}"),
         *("-D", f"{round(seconds * 1000)}ms"),
         # Without a warm-up h2load 1.52 sends nothing in a timed run.
-        f"--warm-up-time={round(WARM_UP_SECONDS * 1000)}ms",
+        f"--warm-up-time={round(warm_up_seconds * 1000)}ms",
         *("-c", str(clients), "-m", "1", "-d", str(body), f"--log-file={log}", target.url),
     ], log
 

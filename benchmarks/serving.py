@@ -35,6 +35,7 @@ from model_store.archive import read_card
 TUNING_CLIENTS = 32
 WAITS_MS = (1, 10)
 WINDOW_BATCHES = 4
+FIRST_ANSWERS = 2.0  # times what the limit would need for a picture of every client: the warm-up before a turn counts
 
 
 @dataclass(frozen=True)
@@ -113,17 +114,25 @@ def _ratio(ours: dict[int, float], theirs: dict[int, float]) -> Spread | None:
     return ratio([ours[number] for number in rounds], [theirs[number] for number in rounds])
 
 
-def measure(server: Running, *, model: str, number: int, clients: int, seconds: float) -> results.Turn:
+def measure(
+    server: Running,
+    *,
+    model: str,
+    number: int,
+    clients: int,
+    seconds: float,
+    warm_up_seconds: float = load.WARM_UP_SECONDS,
+) -> results.Turn:
     """One turn of one server, which must be running freely."""
     failures_before = server.failures()
     cpu_before = server.group.cpu_seconds()
-    closed = load.closed_loop(server.targets, clients=clients, seconds=seconds)
+    closed = load.closed_loop(server.targets, clients=clients, seconds=seconds, warm_up_seconds=warm_up_seconds)
     cpu_seconds = server.group.cpu_seconds() - cpu_before
     memory = server.group.memory()
     failed_inside = round(server.failures() - failures_before)
     answered = max(closed.answered - failed_inside, 0)
-    # CPU time includes the generator's short warm-up, so it is shared among the pictures of that as well.
-    with_warm_up = max(answered * (1 + load.WARM_UP_SECONDS / seconds), 1.0)
+    # CPU time includes the generator's warm-up, so it is shared among the pictures of that as well.
+    with_warm_up = max(answered * (1 + warm_up_seconds / seconds), 1.0)
     return results.Turn(
         round=number,
         system=server.name,
@@ -252,7 +261,14 @@ class Session:
         try:
             with server.awake():
                 for count in clients:
-                    turn = measure(server, model=model, number=number, clients=count, seconds=seconds)
+                    turn = measure(
+                        server,
+                        model=model,
+                        number=number,
+                        clients=count,
+                        seconds=seconds,
+                        warm_up_seconds=max(load.WARM_UP_SECONDS, FIRST_ANSWERS * count / most.per_second),
+                    )
                     if count == 1 and alone is not None:
                         turn = dataclasses.replace(turn, in_process_ms=1e3 / alone.per_second)
                     self.measured.turns.append(turn)

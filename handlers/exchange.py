@@ -40,8 +40,8 @@ def answer(
 ) -> bytes:
     """Answer one call. `run` gets the rows, uint8 (H, W, 3) each, as one array [N, H, W, 3] or as a list.
 
-    `about` goes along with every batch's answer, `call` calls a gateway back, `turn` is held around every batch. Raises
-    `FrameError`, and what `run` raises.
+    `about` goes along with every batch's answer (its `part` is that of `handlers.execution`), `call` calls a gateway
+    back, `turn` is held around every batch. Raises `FrameError`, and what `run` raises.
     """
     tensors, meta = unpack(request)
     try:

@@ -22,7 +22,9 @@ Module = Callable[[torch.Tensor], torch.Tensor | tuple[torch.Tensor, ...]]
 
 
 class Execution(Protocol):
-    """One way to run batches."""
+    """One way to run batches. `part`: how many pictures are run at once; a larger batch is run in parts."""
+
+    part: int
 
     def run(self, rows: Rows) -> tuple[torch.Tensor, ...]:
         """The outputs for N rows, on the host, N rows or more each."""
@@ -103,6 +105,7 @@ class Bucketed:
     """On a GPU: a batch is gathered into the smallest bucket that holds it; the rows behind it stay what they were."""
 
     def __init__(self, max_batch: int, make: Callable[[int], Bucket]) -> None:
+        self.part = max_batch
         # The largest first: the smaller ones find the memory that it took.
         self._buckets = {size: make(size) for size in reversed(bucket_sizes(max_batch))}
 

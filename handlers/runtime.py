@@ -163,6 +163,11 @@ class Runner:
         self.dtype_name = str(dtype).removeprefix("torch.")
         self._execution = execution
 
+    @property
+    def part(self) -> int:
+        """Pictures that are run at once; a larger batch is run in parts."""
+        return self._execution.part
+
     def warm_up(self, batches: tuple[int, ...]) -> float:
         """Run each batch size three times on an empty picture, then settle; seconds taken.
 

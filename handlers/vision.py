@@ -30,7 +30,7 @@ class Worker:
         self._runner = runner
         self._memory = Memory(options.shm_dir)
         self._longest_seconds = options.batch_timeout_seconds
-        self._about = {"dtype": runner.dtype_name, "device": str(runner.device)}
+        self._about: exchange.Meta = {"dtype": runner.dtype_name, "device": str(runner.device), "part": runner.part}
         self._free = threading.Lock()  # one batch at a time, whichever way it came
         self._channels = Channels(self._from_channel)
 

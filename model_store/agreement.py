@@ -95,13 +95,13 @@ def _boxes(full: Answers, half: Answers) -> Agreement:
         overlap = box_iou(corners[0][rows], corners[1][others]).numpy()  # [rows, others]
         same_label = full["labels"][picture, rows, None] == half["labels"][picture, others]
         left = np.where(same_label & (overlap >= SAME_BOX_IOU), overlap, 0.0)
-        total += float(scores.sum())
-        for row in range(len(scores)):  # best score first; each box of the other answer is a partner once
+        for row, score in enumerate(scores.tolist()):  # best first; each box of the other answer is a partner once
+            total += score  # one by one, as `found`: sums rounded otherwise would make a share above 1
             partner = int(left[row].argmax()) if left.shape[1] else -1
             if partner >= 0 and left[row, partner] > 0:
                 left[:, partner] = 0.0
-                found += float(scores[row])
-                worst = max(worst, abs(float(scores[row]) - float(other_scores[partner])))
+                found += score
+                worst = max(worst, abs(score - float(other_scores[partner])))
     agreement = found / total if total else float(not half["counts"].any())
     return Agreement(metric="boxes", pictures=len(full["counts"]), agreement=agreement, score_max_abs_diff=worst)
 

@@ -102,8 +102,9 @@ class Runner(Protocol):
 class FakeBackend:
     """A backend in this process: `run` maps pixels to outputs, `failures` are raised before answering, in order.
 
-    `gate`, when set, holds every batch until it is opened, so that tests decide when a batch finishes. `shm_dir` is
-    what its workers are given as `MOBILEVISION_SHM_DIR`; `call` is how they call a gateway back, None: they do not.
+    `gate`, when set, holds every batch until it is opened, so that tests decide when a batch finishes. `part` is how
+    many pictures its workers say they run at once, 0: they do not say. `shm_dir` is what its workers are given as
+    `MOBILEVISION_SHM_DIR`; `call` is how they call a gateway back, None: they do not.
     `workers` are those of the versions loaded, by model and version; versions in `broken` fail on every batch, those in
     `hanging` do not answer, those in `loading` have no ready worker, those in `runs` answer otherwise than the others.
     """
@@ -121,6 +122,7 @@ class FakeBackend:
         self.failures: list[ServiceError] = []
         self.gate: asyncio.Event | None = None
         self.batch_sizes: list[int] = []
+        self.part = 0
         self.ready_workers = 1
         self.workers: dict[str, dict[str, int]] = {}
         self.defaults: dict[str, str] = {}
@@ -172,7 +174,7 @@ class FakeBackend:
             return answer(model, np.stack(list(pixels)))
 
         try:
-            return exchange.answer(frame, run=run, memory=self.memory, about={}, call=self._call)
+            return exchange.answer(frame, run=run, memory=self.memory, about={"part": self.part}, call=self._call)
         except FrameError as error:
             raise BackendFault(str(error)) from error
 

@@ -3,6 +3,8 @@
 The policy is in `plan`: earliest deadline first, interactive before batch priority, batches as large as the earliest
 deadline allows by the times `predict` learns. Here it meets the event loop:
 
+* No larger than pays: a worker on a CPU runs a large batch in parts, of as many pictures as its caches hold. Beyond two
+  parts a batch saves nothing, and its pictures wait for each other; so that is a full batch.
 * Work-conserving: a batch leaves as soon as a worker is free and something waits; nothing waits for company while a
   worker idles. Jobs that arrive in the same turn of the event loop share a batch. Where no deadline is near, the next
   batch leaves before a worker is free, so that it finds its work waiting; else it stays, because what has left can
@@ -44,6 +46,7 @@ _DISPATCH_ERRORS = 1.0
 _RENDERING_GAIN = 0.05
 _MOST_FOR_ERRORS = 0.25  # of the time a job has
 _AHEAD_BATCHES = 5  # full ones that fit into a job's time where its batch leaves before a worker is free
+_PARTS = 2  # of a full batch: what a call costs is shared, and the next batch can be chosen anew soon
 _PLAINLY_SECONDS = 1.0  # rendering, and errors of the prediction
 
 
@@ -75,7 +78,7 @@ class Batcher:
         on_batch: Callable[[float, float], None] = lambda predicted_seconds, spent_seconds: None,
         on_late_refusal: Callable[[], None] = lambda: None,
     ) -> None:
-        self._max_batch = max_batch
+        self._full = self._max_batch = max_batch
         self._workers = Workers(workers)
         self._batches_per_worker = batches_per_worker
         self._max_queue = max_queue
@@ -105,10 +108,10 @@ class Batcher:
         if len(line) >= self._max_queue:
             self._pump()  # what an idle slot can take does not count as waiting
         if len(line) >= self._max_queue:
-            batches = math.ceil(self.queue_length / self._max_batch / self._workers.count)
+            batches = math.ceil(self.queue_length / self._full / self._workers.count)
             raise QueueFull(
                 f"{len(line)} pictures already wait for this model; retry later or add replicas",
-                retry_after_seconds=max(LEAST_RETRY_SECONDS, batches * self._times.table[-1]),
+                retry_after_seconds=max(LEAST_RETRY_SECONDS, batches * self._times.table[self._full]),
             )
         if self._has_evidence(now) and not self._plainly_in_time(now, deadline_seconds, priority):
             self._require_in_time(now, deadline_seconds, priority)
@@ -168,11 +171,13 @@ class Batcher:
 
     def _look(self, now: float) -> tuple[Situation, Forecast]:
         if self._has_evidence(now):
-            errors_seconds = min(_DISPATCH_ERRORS * self._times.error_seconds, self._times.table[1] / 2)
-            forecast = Forecast(self._times.table, WAY_BACK_SECONDS + self._rendering_seconds + errors_seconds)
+            table = self._times.table
+            errors_seconds = min(_DISPATCH_ERRORS * self._times.error_seconds, table[1] / 2)
+            margin_seconds = WAY_BACK_SECONDS + self._rendering_seconds + errors_seconds
         else:
-            forecast = Forecast([0.0] * (self._max_batch + 1), 0.0)
-        free_seconds = self._workers.free_seconds(now, forecast.table)
+            table, margin_seconds = [0.0] * (self._max_batch + 1), 0.0
+        forecast = Forecast(table[: self._full + 1], margin_seconds)
+        free_seconds = self._workers.free_seconds(now, table)  # what was sent may be larger than what is full now
         situation = Situation(self._interactive.deadlines, self._batch.deadlines, self._owed_rows, free_seconds)
         return situation, forecast
 
@@ -184,9 +189,10 @@ class Batcher:
         line = self._line(priority)
         if priority is not Priority.INTERACTIVE or (line.deadlines and deadline_seconds < line.deadlines[-1]):
             return False
-        batches = len(self._workers) + self.queue_length // self._max_batch + 1
+        batches = len(self._workers) + self.queue_length // self._full + 1
         overdue_seconds = self._workers.oldest_seconds(now)
-        return 2 * (batches * self._times.table[-1] + overdue_seconds) + _PLAINLY_SECONDS < deadline_seconds - now
+        most_seconds = batches * self._times.table[self._full]
+        return 2 * (most_seconds + overdue_seconds) + _PLAINLY_SECONDS < deadline_seconds - now
 
     def _require_in_time(self, now: float, deadline_seconds: float, priority: Priority) -> None:
         """Raise `DeadlineUnreachable` where a job with this deadline would be late, or make accepted ones late."""
@@ -235,7 +241,7 @@ class Batcher:
     def _has_time(self) -> bool:
         """Whether every deadline that waits is so far that its batch may as well wait at a worker."""
         first = min(line.deadlines[0] for line in (self._interactive, self._batch) if line.deadlines)
-        return first - self._clock() > _AHEAD_BATCHES * self._times.table[-1]
+        return first - self._clock() > _AHEAD_BATCHES * self._times.table[self._full]
 
     def _dispatch(self) -> None:
         """Send the next batch, and answer those whose turn has come too late."""
@@ -248,7 +254,7 @@ class Batcher:
         self._owed_rows = cut.owed_rows(self._owed_rows, still_waiting=len(self._batch) > 0)
         if not entries:
             return
-        self._on_dispatch(cut.size, "full" if cut.size == self._max_batch else "deadline" if cut.limited else "idle")
+        self._on_dispatch(cut.size, "full" if cut.size == self._full else "deadline" if cut.limited else "idle")
         task = asyncio.get_running_loop().create_task(self._run(entries, self._times.table[cut.size]))
         self._workers.send(task, cut.size, now)
         self._tasks.add(task)
@@ -282,6 +288,8 @@ class Batcher:
         now = self._clock()
         started_seconds = self._workers.started_seconds(task)
         self._times.observe(len(entries), now - started_seconds)
+        if result.part:
+            self._full = min(_PARTS * result.part, self._max_batch)
         self._learned_seconds = now
         self._on_batch(predicted_seconds, now - started_seconds)
         # The backend cannot tell waiting for a worker from the way there.

@@ -73,4 +73,5 @@ class Dispatcher:
             rows=[{name: tensors[name][index] for name in names} for index in range(size)],
             transport_seconds=spent_seconds - inference_seconds,
             inference_seconds=inference_seconds,
+            part=int(meta.get("part", 0)),
         )

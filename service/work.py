@@ -61,11 +61,15 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What the backend made of a batch: one mapping output name -> tensor per job, in the jobs' order."""
+    """What the backend made of a batch: one mapping output name -> tensor per job, in the jobs' order.
+
+    `part`: pictures a worker runs at once; a larger batch it runs in parts of so many. 0: not known.
+    """
 
     rows: Sequence[Mapping[str, Array]]
     transport_seconds: float
     inference_seconds: float
+    part: int = 0
 
 
 @dataclass(frozen=True, slots=True)

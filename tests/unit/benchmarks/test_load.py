@@ -10,15 +10,15 @@ def printed(body_bytes):
 
 def test_statuses_are_taken_from_the_log():
     log = "1000\t200\t2500\n1001\t503\t100\n1002\t-1\t100\n"
-    assert judge(log, printed(999), TARGET, clients=1, seconds=5) == ([0.0025], 2)
+    assert judge(log, printed(999), TARGET, clients=1, warm_up=0.1) == ([0.0025], 2)
 
 
 def test_a_status_line_without_a_reason_counts_only_with_bodies_of_the_right_length():
     log = "1000\t0\t2000\n" * 10
     for bodies in (9, 10, 11):
-        assert judge(log, printed(bodies * 153), TARGET, clients=1, seconds=5) == ([0.002] * 10, 0)
-    assert judge(log, printed(10 * 70), TARGET, clients=1, seconds=5) == ([], 10)
+        assert judge(log, printed(bodies * 153), TARGET, clients=1, warm_up=0.1) == ([0.002] * 10, 0)
+    assert judge(log, printed(10 * 70), TARGET, clients=1, warm_up=0.1) == ([], 10)
 
 
 def test_nothing_done_is_nothing_answered():
-    assert judge("", printed(0), TARGET, clients=1, seconds=5) == ([], 0)
+    assert judge("", printed(0), TARGET, clients=1, warm_up=0.1) == ([], 0)

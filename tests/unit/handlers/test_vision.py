@@ -12,7 +12,7 @@ from handlers.runtime import DeviceLost, RuntimeOptions
 
 
 class LostRunner:
-    dtype_name, device = "float16", "cuda:0"
+    dtype_name, device, part = "float16", "cuda:0", 1
 
     def run(self, rows):
         raise DeviceLost("cuda:0 does not answer this process any more: CUDA error")
@@ -44,7 +44,7 @@ HANGING = """
     from handlers.runtime import RuntimeOptions
 
     class Hanging:
-        dtype_name, device = "float32", "cpu"
+        dtype_name, device, part = "float32", "cpu", 1
         def run(self, rows):
             exec("while True: pass") if rows[0].any() else None
             return {"ok": np.zeros(1, np.float32)}

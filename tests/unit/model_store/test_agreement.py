@@ -118,6 +118,18 @@ def test_boxes(half: dict[str, Any], share: float, difference: float) -> None:
     assert found.score_max_abs_diff == pytest.approx(difference, abs=1e-6)
 
 
+def test_a_share_is_never_above_one_however_sums_are_rounded() -> None:
+    scores = np.random.default_rng(3).random(100).astype(np.float32)
+    corners = np.arange(100, dtype=np.float32)
+    answers = {
+        "boxes": np.stack([corners, corners, corners + 1, corners + 1], axis=1)[None],
+        "scores": np.sort(scores)[::-1][None],
+        "labels": np.ones((1, 100), np.int32),
+        "counts": np.array([100], np.int32),
+    }
+    assert agreement.compare(Task.DETECT, answers, answers).agreement == 1.0
+
+
 def test_a_box_is_the_partner_of_one_other_only() -> None:
     found = agreement.compare(Task.DETECT, detections((LEFT, 0.5, 1), (LEFT, 0.5, 1)), detections((LEFT, 0.5, 1)))
     assert found.agreement == pytest.approx(0.5)

@@ -63,14 +63,14 @@ class Bench:
             await asyncio.gather(*answers)
         self.dispatched.clear()
 
-    async def finish(self, *, error: Exception | None = None, rows: int | None = None) -> list[str]:
+    async def finish(self, *, error: Exception | None = None, rows: int | None = None, part: int = 0) -> list[str]:
         names, done = self.running.pop(0)
         if error is not None:
             done.set_exception(error)
         else:
             count = len(names) if rows is None else rows
             outputs = [{"scores": np.array([float(i)], np.float32)} for i in range(count)]
-            done.set_result(BatchResult(rows=outputs, transport_seconds=0.25, inference_seconds=0.5))
+            done.set_result(BatchResult(rows=outputs, transport_seconds=0.25, inference_seconds=0.5, part=part))
         await settle()
         return names
 
@@ -97,6 +97,19 @@ async def test_pictures_of_the_same_turn_share_a_batch() -> None:
     assert await bench.finish() == ["a", "b", "c"]
     rows = await asyncio.gather(*answers)
     assert [row.outputs["scores"][0] for row in rows] == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(("part", "sizes"), [(0, [8, 1]), (1, [2, 2, 2, 2, 1]), (2, [4, 4, 1]), (16, [8, 1])])
+async def test_a_batch_is_no_larger_than_two_of_the_parts_that_workers_run(part: int, sizes: list[int]) -> None:
+    bench = Bench(max_batch=8)
+    answers = [bench.submit("first")]
+    await settle()
+    answers += [bench.submit(name) for name in "abcdefghi"]
+    while bench.running:
+        await bench.finish(part=part)
+    await asyncio.gather(*answers)
+    assert [size for size, _ in bench.dispatched] == [1, *sizes]
+    assert [reason for size, reason in bench.dispatched if size > 1] == ["full"] * (len(sizes) - 1)
 
 
 async def test_what_waited_leaves_together_when_a_slot_is_free_and_no_batch_is_too_large() -> None:

@@ -44,6 +44,12 @@ async def test_each_picture_gets_its_own_row_in_order() -> None:
     assert bench.backend.batch_sizes == [3]
 
 
+async def test_how_many_pictures_a_worker_runs_at_once_is_passed_on() -> None:
+    bench = Bench()
+    bench.backend.part = 2
+    assert (await bench.dispatcher.run([job(250)])).part == 2
+
+
 async def test_a_batch_lost_to_a_dying_worker_is_sent_once_more() -> None:
     bench = Bench()
     bench.backend.failures = [BackendUnavailable("the worker died")]
