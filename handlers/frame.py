@@ -9,6 +9,7 @@ counted from the aligned end of the header. `unpack` returns views, no copies. N
 """
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ MAGIC = b"MVF1"
 ALIGNMENT_BYTES = 64
 DTYPES = ("uint8", "int32", "float32")
 
+_NAMES = {np.dtype(name): name for name in DTYPES}  # numpy takes microseconds to name a dtype
 _PREFIX = struct.Struct("<4sI")
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -65,10 +67,11 @@ class _Plan:
         arrays: list[tuple[int, Array]] = []
         relative = 0
         for name, array in tensors.items():
-            if array.dtype.name not in DTYPES:
+            dtype = _NAMES.get(array.dtype)
+            if dtype is None:
                 raise FrameError(f"tensor {name!r} has dtype {array.dtype.name}; a frame carries {', '.join(DTYPES)}")
             relative = _align(relative)
-            entries.append({"name": name, "dtype": array.dtype.name, "shape": array.shape, "offset": relative})
+            entries.append({"name": name, "dtype": dtype, "shape": array.shape, "offset": relative})
             arrays.append((relative, np.ascontiguousarray(array)))
             relative += array.nbytes
         # Offsets are relative to the aligned start of the data, so the header's own length does not move them.
@@ -99,9 +102,9 @@ def unpack(frame: bytes | bytearray | memoryview) -> tuple[dict[str, Array], dic
                 raise ValueError(f"tensor {entry['name']!r} has unknown dtype {entry['dtype']!r}")  # noqa: TRY301
             dtype = np.dtype(entry["dtype"])
             shape = tuple(entry["shape"])
-            count = int(np.prod(shape, dtype=np.int64))
+            count = math.prod(shape)
             offset = data_start + int(entry["offset"])
             tensors[entry["name"]] = np.frombuffer(view, dtype, count, offset).reshape(shape)
         return tensors, header["meta"]
-    except (struct.error, ValueError, KeyError, TypeError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, OverflowError) as error:
         raise FrameError(f"not a tensor frame: {error}") from error

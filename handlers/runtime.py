@@ -204,7 +204,7 @@ class Runner:
         answer: dict[str, Array] = {}
         for declared, tensor in zip(spec.outputs, tensors, strict=True):
             array: Array = tensor.numpy()
-            if array.dtype.name != declared.dtype or array.shape[1:] != declared.shape or len(array) < len(rows):
+            if array.dtype != declared.dtype or array.shape[1:] != declared.shape or len(array) < len(rows):
                 raise BatchError(
                     f"output {declared.name!r} is {array.dtype.name} {list(array.shape)}; its card declares "
                     f"{declared.dtype} [N, {', '.join(map(str, declared.shape))}]"

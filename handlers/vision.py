@@ -10,6 +10,7 @@ by a channel and takes longer than the operator allows: of that one TorchServe k
 import faulthandler
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ class Worker:
         self._about: exchange.Meta = {"dtype": runner.dtype_name, "device": str(runner.device), "part": runner.part}
         self._free = threading.Lock()  # one batch at a time, whichever way it came
         self._channels = Channels(self._from_channel)
+        # Says where each thread is, then lets the signal end the process.
+        faulthandler.register(signal.SIGALRM, file=2, chain=True)
 
     def answer(self, request: bytes | bytearray, *, turn: Any = None) -> bytes:
         """Answer one frame. Raises `FrameError`, `BatchError`, `ModuleRunError`; a lost device ends the process."""
@@ -59,12 +62,12 @@ class Worker:
             if self._longest_seconds is None:
                 yield
                 return
-            # By a thread outside Python: a batch may hang with the interpreter's lock.
-            faulthandler.dump_traceback_later(self._longest_seconds, exit=True, file=2)
+            # Outside Python: a batch may hang with the interpreter's lock.
+            signal.setitimer(signal.ITIMER_REAL, self._longest_seconds)
             try:
                 yield
             finally:
-                faulthandler.cancel_dump_traceback_later()
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 _worker: Worker | None = None

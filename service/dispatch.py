@@ -61,7 +61,7 @@ class Dispatcher:
     ) -> BatchResult:
         for output in self._card.outputs:
             tensor = tensors.get(output.name)
-            if tensor is None or tensor.dtype.name != output.dtype or tensor.shape != (size, *output.shape):
+            if tensor is None or tensor.dtype != output.dtype or tensor.shape != (size, *output.shape):
                 got = "nothing" if tensor is None else f"{tensor.dtype.name} {tensor.shape}"
                 raise BackendFault(
                     f"the worker of {self._card.name} answered {got} for output {output.name!r}; its card says "

@@ -55,6 +55,19 @@ def test_an_unknown_dtype_is_refused_on_both_sides():
         unpack(struct.pack("<4sI", MAGIC, len(header)) + header)
 
 
+def test_big_endian_numbers_are_refused_not_written_as_if_they_were_little():
+    with pytest.raises(FrameError, match="float32"):
+        pack({"x": np.zeros(1, ">f4")})
+
+
+@pytest.mark.parametrize("shape", [[2**70], [-1], ["a"], [1.5], [2**62, 8]])
+def test_a_shape_that_cannot_be_is_refused(shape):
+    entry = {"name": "x", "dtype": "uint8", "shape": shape, "offset": 0}
+    header = json.dumps({"tensors": [entry], "meta": {}}).encode()
+    with pytest.raises(FrameError):
+        unpack(struct.pack("<4sI", MAGIC, len(header)) + header)
+
+
 def test_tensors_are_aligned_views_and_an_order_other_than_c_is_packed_as_seen():
     transposed = np.arange(6, dtype=np.float32).reshape(2, 3).T
     frame = pack({"small": np.array([1], np.uint8), "turned": transposed})
