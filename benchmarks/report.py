@@ -86,7 +86,8 @@ def serving(result: Result) -> str:
             made_by(result["head"]),
             "![throughput as a share of the in-process limit, by clients](serving.png)",
             table(["model", "clients", *columns], shares),
-            "Median over the rounds, lowest and highest in brackets; each round against the limit just before it.",
+            "Median over the rounds, lowest and highest in brackets; each turn against the limit just before and "
+            "after it, which for one client is one plain process, a picture at a time.",
             f"CPU time of all processes of a server per picture, ms, {at_most}:",
             table(["model", *columns], medians("server_cpu_ms_per_picture", 1)),
             f"p50 of a call, ms, {at_most}:",
@@ -95,7 +96,7 @@ def serving(result: Result) -> str:
             table(["model", *columns], medians("p99_ms", 0)),
             f"Memory of a server, MiB (PSS), {at_most}:",
             table(["model", *columns], medians("pss_mib", 0)),
-            "Mean latency of a picture that comes alone, ms more than in one plain process just before:",
+            "Mean latency of a picture that comes alone, ms more than in one plain process just before and after:",
             table(["model", *columns], added),
         ]
     )

@@ -47,7 +47,7 @@ class Participant:
 class Turn:
     """One closed-loop measurement of one system in one round.
 
-    `in_process_ms`, with one client only: a picture in one plain process, the others idle, just before.
+    `limit_per_second`: the in-process limit, mean of just before and just after, see `LimitTurn`.
     """
 
     round: int
@@ -63,15 +63,18 @@ class Turn:
     client_cpu_ms_per_picture: float
     pss_mib: float
     rss_mib: float
-    in_process_ms: float | None = None
+    limit_per_second: float | None = None
 
 
 @dataclass(frozen=True)
 class LimitTurn:
-    """The in-process limit in one round, just before the turn of one system."""
+    """The in-process limit in one round, before or after the turns of the systems with so many clients.
+
+    With one client it is one plain process, a picture at a time, the others idle.
+    """
 
     round: int
-    before: str
+    clients: int
     model: str
     shape: str
     batch: int
@@ -104,7 +107,7 @@ class ServingResult:
     ratio_to_limit: dict[str, Spread]  # case -> ours / limit
     ratio_to_peer: dict[str, dict[str, Spread]]  # case -> peer -> ours / peer
     peer_ratio_to_limit: dict[str, dict[str, Spread]]  # case -> peer -> peer / limit
-    added_ms: dict[str, dict[str, Spread]]  # model -> system -> mean latency at one client, less in_process_ms
+    added_ms: dict[str, dict[str, Spread]]  # model -> system -> mean latency at one client, less the limit's
 
 
 @dataclass(frozen=True)

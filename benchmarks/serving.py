@@ -1,10 +1,10 @@
 """Served throughput against the in-process limit and against other servers: `python -m benchmarks.serving [--help]`.
 
 Closed loop. The limit, our server and every peer run on the same archive, picture, cores and dtype; each at its best
-division of the cores. All servers stay up, stopped (SIGSTOP) while it is not their turn; each round measures every
-server at every number of clients, and the limit just before each of them. Ratios are taken within a round, each server
-as a share of the limit before its turn, because machines drift within minutes; medians are reported. With one client
-it is also told what a server adds to the time that one plain process takes for a picture.
+division of the cores. All servers stay up, stopped (SIGSTOP) while it is not their turn; each round measures, at every
+number of clients, the limit and the servers by turns. Ratios are taken within a round, each server as a share of the
+limit just before and just after its turn, because machines drift within minutes; medians are reported. With one client
+the limit is one plain process, a picture at a time; what a server adds to the time that takes is told as well.
 Ctrl-C ends it with what was measured so far.
 """
 
@@ -92,20 +92,17 @@ class _Measured:
         """What a server adds to a picture that comes alone."""
         added: dict[str, dict[str, list[float]]] = {}
         for turn in self.turns:
-            if turn.in_process_ms is not None and turn.per_second:
+            if turn.clients == 1 and turn.limit_per_second and turn.per_second:
                 by_system = added.setdefault(turn.model, {})
-                by_system.setdefault(turn.system, []).append(1e3 / turn.per_second - turn.in_process_ms)
+                by_system.setdefault(turn.system, []).append(1e3 / turn.per_second - 1e3 / turn.limit_per_second)
         return {model: {system: spread(ms) for system, ms in by_system.items()} for model, by_system in added.items()}
 
     def _shares(self, system: str, model: str, clients: int) -> dict[int, float]:
-        """By round: throughput over the limit that was measured just before."""
-        limits = {
-            turn.round: turn.per_second for turn in self.limit_turns if (turn.before, turn.model) == (system, model)
-        }
+        """By round: throughput over the limit around it."""
         return {
-            turn.round: turn.per_second / limits[turn.round]
+            turn.round: turn.per_second / turn.limit_per_second
             for turn in self.turns
-            if (turn.system, turn.model, turn.clients) == (system, model, clients) and limits.get(turn.round)
+            if (turn.system, turn.model, turn.clients) == (system, model, clients) and turn.limit_per_second
         }
 
 
@@ -187,7 +184,8 @@ class Session:
                 # Who goes first changes, so that nobody always finds the machine as the same other one left it.
                 shift = (number - 1) % max(len(servers), 1)
                 servers = [*servers[shift:], *servers[:shift]]
-                servers = [server for server in servers if self._turn(server, again, number, seconds)]
+                for clients in options.clients:
+                    servers = self._turns(servers, again, number, clients, seconds)
 
     def _find_limit(self, archive: Path, image: bytes) -> Throughput:
         """The best of the in-process limit over processes x threads x batch."""
@@ -248,39 +246,56 @@ class Session:
             self._console.print(f"  {name} {setup.shape}, wait {wait_ms} ms: {turn.per_second:.0f}/s")
         return max(found, key=lambda one: one[0])[1]
 
-    def _turn(self, server: Running, limit: _Limit, number: int, seconds: float) -> bool:
-        """The limit, then one server at every number of clients; false, with the reason kept, where it fell over."""
-        model, clients = limit.model, self._options.clients
-        most = limit.processes.measure(limit.batch, seconds)
+    def _turns(
+        self, servers: Sequence[Running], limit: _Limit, number: int, clients: int, seconds: float
+    ) -> list[Running]:
+        """Every server once, the limit before and after each; those that did not fall over."""
+        upright = []
+        before = self._limit_turn(limit, number, clients, seconds)
+        for server in servers:
+            turn = self._turn(server, limit.model, number, clients, seconds, before)
+            after = self._limit_turn(limit, number, clients, seconds)
+            if turn is not None:
+                upright.append(server)
+                around = (before + after) / 2
+                self.measured.turns.append(dataclasses.replace(turn, limit_per_second=around))
+                self._console.print(
+                    f"  round {number}, {clients} clients: {server.name} {turn.per_second:.0f}/s, limit {around:.0f}/s"
+                )
+            before = after
+        return upright
+
+    def _limit_turn(self, limit: _Limit, number: int, clients: int, seconds: float) -> float:
+        """Pictures per second of the limit."""
+        alone = clients == 1
+        most = limit.processes.measure(1 if alone else limit.batch, seconds, alone=alone)
         self.measured.limit_turns.append(
             results.LimitTurn(
-                number, server.name, model, str(most.shape), limit.batch, most.per_second, most.cpu_ms_per_picture
+                number, clients, limit.model, str(most.shape), most.batch, most.per_second, most.cpu_ms_per_picture
             )
         )
-        alone = limit.processes.measure(1, seconds, alone=True) if 1 in clients else None
+        return most.per_second
+
+    def _turn(
+        self, server: Running, model: str, number: int, clients: int, seconds: float, limit_per_second: float
+    ) -> results.Turn | None:
+        """One server's turn; None, with the reason kept, where it fell over."""
+        warm_up_seconds = max(load.WARM_UP_SECONDS, FIRST_ANSWERS * clients / limit_per_second)
         try:
             with server.awake():
-                for count in clients:
-                    turn = measure(
-                        server,
-                        model=model,
-                        number=number,
-                        clients=count,
-                        seconds=seconds,
-                        warm_up_seconds=max(load.WARM_UP_SECONDS, FIRST_ANSWERS * count / most.per_second),
-                    )
-                    if count == 1 and alone is not None:
-                        turn = dataclasses.replace(turn, in_process_ms=1e3 / alone.per_second)
-                    self.measured.turns.append(turn)
+                turn = measure(
+                    server,
+                    model=model,
+                    number=number,
+                    clients=clients,
+                    seconds=seconds,
+                    warm_up_seconds=warm_up_seconds,
+                )
             server.group.check_alive()
         except (DidNotStart, load.LoadFailed, OSError) as error:
             self._drop(server.name, model, error)
-            return False
-        self._console.print(
-            f"  round {number}: {server.name} {turn.per_second:.0f}/s at {turn.clients} clients; "
-            f"limit {most.per_second:.0f}/s"
-        )
-        return True
+            return None
+        return turn
 
     def _compare_answers(self, servers: Sequence[Running], archive: Path) -> list[Running]:
         """Ask every server the same picture, ours being the reference; the servers that answer."""

@@ -27,13 +27,12 @@ def read(path, kind):
     return TypeAdapter(kind).validate_json(path.read_bytes(), strict=False)
 
 
-def test_serving_takes_ratios_round_by_round_each_to_the_limit_just_before(tmp_path):
+def test_serving_takes_ratios_round_by_round_each_to_the_limit_around_it(tmp_path):
     measured = MeasuredServing(HEAD, "h2load")
     for number, speed in ((1, 1.0), (2, 0.5), (3, 1.0)):
         for system, drift, rate in (("mobilevision", 1.0, 180.0), ("mosec", 0.8, 150.0)):
-            limit = results.LimitTurn(number, system, "toy", "2x1", 8, 200.0 * speed * drift, 10.0)
-            measured.limit_turns.append(limit)
-            measured.turns.append(turn(number, system, rate * speed * drift))
+            found = turn(number, system, rate * speed * drift)
+            measured.turns.append(dataclasses.replace(found, limit_per_second=200.0 * speed * drift))
     measured.turns.append(turn(4, "mobilevision", 1.0))  # cut short: nothing to compare it with
     result = measured.result(complete=True)
     assert result.ratio_to_limit["toy/8"].median == pytest.approx(0.9)
@@ -51,7 +50,8 @@ def test_what_a_server_adds_to_a_picture_that_comes_alone():
     measured = MeasuredServing(HEAD, "h2load")
     for number, per_second in ((1, 25.0), (2, 20.0), (3, 40.0)):
         alone = turn(number, "mobilevision", per_second, clients=1)
-        measured.turns += [dataclasses.replace(alone, in_process_ms=20.0), turn(number, "mobilevision", 100.0)]
+        many = turn(number, "mobilevision", 100.0)
+        measured.turns += [dataclasses.replace(one, limit_per_second=50.0) for one in (alone, many)]
     assert measured.result(complete=True).added_ms == {"toy": {"mobilevision": Spread(20.0, 5.0, 30.0, 3)}}
 
 
