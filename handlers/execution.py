@@ -5,6 +5,7 @@ more. The gathering is the only copy of the pixels made here. Never checks shape
 One thread only. The tensors that come out are overwritten by the next run.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -13,8 +14,8 @@ import numpy as np
 import torch
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
-_ROUNDS = 3
-_WORTH = 0.97  # less of a gain than this is noise, and larger parts take longer to find
+_LEAST_ROUNDS, _ROUND_PICTURES = 3, 10
+_WORTH = 1.0  # where halves take as long, larger parts only make pictures wait
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Rows = Array | Sequence[Array]
@@ -82,23 +83,28 @@ class Direct:
 
     def settle(self) -> None:
         """Double the part as long as that pays."""
-        best_seconds, self.part = self._seconds(1), 1
+        self.part = 1
         for size in SIZES[1:]:
-            if size > len(self._pixels):
+            if size > len(self._pixels) or self._share(size) >= _WORTH:
                 return
-            seconds = self._seconds(size) / size
-            if seconds > _WORTH * best_seconds:
-                return
-            best_seconds, self.part = seconds, size
+            self.part = size
+
+    def _share(self, size: int) -> float:
+        """Time of so many pictures at once, as a share of their time in two halves.
+
+        Taken by turns: a machine that others use too changes its speed within a second by more than parts differ.
+        """
+        shares = []
+        for _ in range(max(_LEAST_ROUNDS, _ROUND_PICTURES // size)):
+            halves = self._seconds(size // 2) + self._seconds(size // 2)
+            shares.append(self._seconds(size) / halves)
+        return statistics.median(shares)
 
     def _seconds(self, size: int) -> float:
         pixels = self._pixels[:size].zero_()
-        taken = []
-        for _ in range(_ROUNDS):
-            began = self._clock()
-            self._module(pixels)
-            taken.append(self._clock() - began)
-        return min(taken)  # what disturbs only ever adds
+        began = self._clock()
+        self._module(pixels)
+        return self._clock() - began
 
 
 class Bucketed:

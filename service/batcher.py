@@ -4,7 +4,8 @@ The policy is in `plan`: earliest deadline first, interactive before batch prior
 deadline allows by the times `predict` learns. Here it meets the event loop:
 
 * No larger than pays: a worker on a CPU runs a large batch in parts, of as many pictures as its caches hold. Beyond two
-  parts a batch saves nothing, and its pictures wait for each other; so that is a full batch.
+  parts a batch saves little more than its call, and its pictures wait for each other; so that is a full batch, or
+  twice as much where no deadline is near.
 * Work-conserving: a batch leaves as soon as a worker is free and something waits; nothing waits for company while a
   worker idles. Jobs that arrive in the same turn of the event loop share a batch. Where no deadline is near, the next
   batch leaves before a worker is free, so that it finds its work waiting; else it stays, because what has left can
@@ -47,6 +48,7 @@ _RENDERING_GAIN = 0.05
 _MOST_FOR_ERRORS = 0.25  # of the time a job has
 _AHEAD_BATCHES = 5  # full ones that fit into a job's time where its batch leaves before a worker is free
 _PARTS = 2  # of a full batch: what a call costs is shared, and the next batch can be chosen anew soon
+_PARTS_IN_PEACE = 4  # where no deadline is near
 _PLAINLY_SECONDS = 1.0  # rendering, and errors of the prediction
 
 
@@ -78,7 +80,7 @@ class Batcher:
         on_batch: Callable[[float, float], None] = lambda predicted_seconds, spent_seconds: None,
         on_late_refusal: Callable[[], None] = lambda: None,
     ) -> None:
-        self._full = self._max_batch = max_batch
+        self._full = self._fullest = self._max_batch = max_batch
         self._workers = Workers(workers)
         self._batches_per_worker = batches_per_worker
         self._max_queue = max_queue
@@ -169,14 +171,14 @@ class Batcher:
         recent = len(self._workers) > 0 or now - self._learned_seconds < EVIDENCE_SECONDS
         return recent and self._times.samples >= EVIDENCE_BATCHES
 
-    def _look(self, now: float) -> tuple[Situation, Forecast]:
+    def _look(self, now: float, full: int) -> tuple[Situation, Forecast]:
         if self._has_evidence(now):
             table = self._times.table
             errors_seconds = min(_DISPATCH_ERRORS * self._times.error_seconds, table[1] / 2)
             margin_seconds = WAY_BACK_SECONDS + self._rendering_seconds + errors_seconds
         else:
             table, margin_seconds = [0.0] * (self._max_batch + 1), 0.0
-        forecast = Forecast(table[: self._full + 1], margin_seconds)
+        forecast = Forecast(table[: full + 1], margin_seconds)
         free_seconds = self._workers.free_seconds(now, table)  # what was sent may be larger than what is full now
         situation = Situation(self._interactive.deadlines, self._batch.deadlines, self._owed_rows, free_seconds)
         return situation, forecast
@@ -196,7 +198,7 @@ class Batcher:
 
     def _require_in_time(self, now: float, deadline_seconds: float, priority: Priority) -> None:
         """Raise `DeadlineUnreachable` where a job with this deadline would be late, or make accepted ones late."""
-        situation, forecast = self._look(now)
+        situation, forecast = self._look(now, self._full)
         given_seconds = deadline_seconds - now
         line, interactive = self._line(priority), priority is Priority.INTERACTIVE
         with line.trying(deadline_seconds) as place:
@@ -234,19 +236,20 @@ class Batcher:
     def _pump(self) -> None:
         self._pump_scheduled = False  # a pump too many finds nothing to do
         while self.queue_length and len(self._workers) < self._workers.count * self._batches_per_worker:
-            if len(self._workers) >= self._workers.count and not self._has_time():
+            if len(self._workers) >= self._workers.count and not self._in_peace(self._clock()):
                 return  # until a worker is free
             self._dispatch()
 
-    def _has_time(self) -> bool:
-        """Whether every deadline that waits is so far that its batch may as well wait at a worker."""
+    def _in_peace(self, now: float) -> bool:
+        """Whether every deadline that waits is so far that its batch may be large, and may as well wait at a worker."""
         first = min(line.deadlines[0] for line in (self._interactive, self._batch) if line.deadlines)
-        return first - self._clock() > _AHEAD_BATCHES * self._times.table[self._full]
+        return first - now > _AHEAD_BATCHES * self._times.table[self._fullest]
 
     def _dispatch(self) -> None:
         """Send the next batch, and answer those whose turn has come too late."""
         now = self._clock()
-        situation, forecast = self._look(now)
+        full = self._fullest if self._in_peace(now) else self._full
+        situation, forecast = self._look(now, full)
         cut = next_batch(situation, forecast)
         entries = self._interactive.take(*cut.interactive) + self._batch.take(*cut.batch)
         for entry in self._interactive.take(0, cut.interactive[0]) + self._batch.take(0, cut.hopeless_batch):
@@ -254,7 +257,7 @@ class Batcher:
         self._owed_rows = cut.owed_rows(self._owed_rows, still_waiting=len(self._batch) > 0)
         if not entries:
             return
-        self._on_dispatch(cut.size, "full" if cut.size == self._full else "deadline" if cut.limited else "idle")
+        self._on_dispatch(cut.size, "full" if cut.size == full else "deadline" if cut.limited else "idle")
         task = asyncio.get_running_loop().create_task(self._run(entries, self._times.table[cut.size]))
         self._workers.send(task, cut.size, now)
         self._tasks.add(task)
@@ -290,6 +293,7 @@ class Batcher:
         self._times.observe(len(entries), now - started_seconds)
         if result.part:
             self._full = min(_PARTS * result.part, self._max_batch)
+            self._fullest = min(_PARTS_IN_PEACE * result.part, self._max_batch)
         self._learned_seconds = now
         self._on_batch(predicted_seconds, now - started_seconds)
         # The backend cannot tell waiting for a worker from the way there.

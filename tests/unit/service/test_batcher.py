@@ -99,13 +99,26 @@ async def test_pictures_of_the_same_turn_share_a_batch() -> None:
     assert [row.outputs["scores"][0] for row in rows] == [0.0, 1.0, 2.0]
 
 
-@pytest.mark.parametrize(("part", "sizes"), [(0, [8, 1]), (1, [2, 2, 2, 2, 1]), (2, [4, 4, 1]), (16, [8, 1])])
-async def test_a_batch_is_no_larger_than_two_of_the_parts_that_workers_run(part: int, sizes: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("part", "deadline", "sizes"),
+    [
+        (0, 12.0, [8, 1]),
+        (1, 12.0, [2, 2, 2, 2, 1]),
+        (2, 12.0, [4, 4, 1]),
+        (16, 12.0, [8, 1]),
+        (1, 1000.0, [4, 4, 1]),
+        (2, 1000.0, [8, 1]),
+    ],
+)
+async def test_a_batch_is_two_of_the_parts_that_workers_run_or_four_where_no_deadline_is_near(
+    part: int, deadline: float, sizes: list[int]
+) -> None:
     bench = Bench(max_batch=8)
-    answers = [bench.submit("first")]
+    answers = [bench.submit("first", deadline=deadline)]
     await settle()
-    answers += [bench.submit(name) for name in "abcdefghi"]
+    answers += [bench.submit(name, deadline=deadline) for name in "abcdefghi"]
     while bench.running:
+        bench.now += len(bench.running[0][0])
         await bench.finish(part=part)
     await asyncio.gather(*answers)
     assert [size for size, _ in bench.dispatched] == [1, *sizes]
