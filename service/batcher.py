@@ -7,8 +7,8 @@ deadline allows by the times `predict` learns. Here it meets the event loop:
   parts a batch saves little more than its call, and its pictures wait for each other; so that is a full batch, or
   twice as much where no deadline is near.
 * Work-conserving: a batch leaves as soon as a worker is free and something waits; nothing waits for company while a
-  worker idles. Jobs that arrive in the same turn of the event loop share a batch. Where no deadline is near, the next
-  batch leaves before a worker is free, so that it finds its work waiting; else it stays, because what has left can
+  worker idles. Jobs that arrive in the same turn of the event loop share a batch. Where no deadline is near, a full
+  batch leaves before a worker is free, so that it finds its work waiting; any other stays, because what has left can
   neither grow nor be overtaken.
 * Early: `check` before any work and `submit` refuse what cannot be in time given what runs and what waits, or would
   make another interactive job late that was accepted; so accepted ones keep their promise and overload does not
@@ -46,7 +46,9 @@ _ADMISSION_ERRORS = 3.0
 _DISPATCH_ERRORS = 1.0
 _RENDERING_GAIN = 0.05
 _MOST_FOR_ERRORS = 0.25  # of the time a job has
-_AHEAD_BATCHES = 5  # full ones that fit into a job's time where its batch leaves before a worker is free
+_AHEAD_BATCHES = (
+    5  # full ones that fit into a job's time where its batch may be large and leave before a worker is free
+)
 _PARTS = 2  # of a full batch: what a call costs is shared, and the next batch can be chosen anew soon
 _PARTS_IN_PEACE = 4  # where no deadline is near
 _PLAINLY_SECONDS = 1.0  # rendering, and errors of the prediction
@@ -236,7 +238,8 @@ class Batcher:
     def _pump(self) -> None:
         self._pump_scheduled = False  # a pump too many finds nothing to do
         while self.queue_length and len(self._workers) < self._workers.count * self._batches_per_worker:
-            if len(self._workers) >= self._workers.count and not self._in_peace(self._clock()):
+            ahead = len(self._workers) >= self._workers.count
+            if ahead and not (self.queue_length >= self._fullest and self._in_peace(self._clock())):
                 return  # until a worker is free
             self._dispatch()
 
