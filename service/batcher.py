@@ -3,9 +3,9 @@
 The policy is in `plan`: earliest deadline first, interactive before batch priority, batches as large as the earliest
 deadline allows by the times `predict` learns. Here it meets the event loop:
 
-* No larger than pays: a worker on a CPU runs a large batch in parts, of as many pictures as its caches hold. Beyond two
-  parts a batch saves little more than its call, and its pictures wait for each other; so that is a full batch, or
-  twice as much where no deadline is near.
+* No larger than pays: a worker on a CPU runs a large batch in parts, of as many pictures as its caches hold. More than
+  one part saves no more than a call, and its pictures wait for each other: where a deadline is near, one part is a full
+  batch; where none is, four are.
 * Work-conserving: a batch leaves as soon as a worker is free and something waits; nothing waits for company while a
   worker idles. Jobs that arrive in the same turn of the event loop share a batch. Where no deadline is near, a full
   batch leaves before a worker is free, so that it finds its work waiting; any other stays, because what has left can
@@ -46,11 +46,9 @@ _ADMISSION_ERRORS = 3.0
 _DISPATCH_ERRORS = 1.0
 _RENDERING_GAIN = 0.05
 _MOST_FOR_ERRORS = 0.25  # of the time a job has
-_AHEAD_BATCHES = (
-    5  # full ones that fit into a job's time where its batch may be large and leave before a worker is free
-)
-_PARTS = 2  # of a full batch: what a call costs is shared, and the next batch can be chosen anew soon
-_PARTS_IN_PEACE = 4  # where no deadline is near
+# Full batches that fit into a job's time where its batch may be large, and leave before a worker is free.
+_AHEAD_BATCHES = 5
+_PARTS_IN_PEACE = 4  # of a full batch where no deadline is near
 _PLAINLY_SECONDS = 1.0  # rendering, and errors of the prediction
 
 
@@ -295,7 +293,7 @@ class Batcher:
         started_seconds = self._workers.started_seconds(task)
         self._times.observe(len(entries), now - started_seconds)
         if result.part:
-            self._full = min(_PARTS * result.part, self._max_batch)
+            self._full = min(result.part, self._max_batch)
             self._fullest = min(_PARTS_IN_PEACE * result.part, self._max_batch)
         self._learned_seconds = now
         self._on_batch(predicted_seconds, now - started_seconds)

@@ -103,14 +103,14 @@ async def test_pictures_of_the_same_turn_share_a_batch() -> None:
     ("part", "deadline", "sizes"),
     [
         (0, 12.0, [8, 1]),
-        (1, 12.0, [2, 2, 2, 2, 1]),
-        (2, 12.0, [4, 4, 1]),
+        (2, 12.0, [2, 2, 2, 2, 1]),
+        (4, 12.0, [4, 4, 1]),
         (16, 12.0, [8, 1]),
         (1, 1000.0, [4, 4, 1]),
         (2, 1000.0, [8, 1]),
     ],
 )
-async def test_a_batch_is_two_of_the_parts_that_workers_run_or_four_where_no_deadline_is_near(
+async def test_a_batch_is_one_of_the_parts_that_workers_run_or_four_where_no_deadline_is_near(
     part: int, deadline: float, sizes: list[int]
 ) -> None:
     bench = Bench(max_batch=8)
@@ -507,6 +507,21 @@ def test_whatever_happens_no_worker_idles_while_work_waits_and_every_caller_is_a
         assert len(seen) == len(set(seen))
 
     asyncio.run(play())
+
+
+async def test_only_full_batches_leave_ahead_of_a_free_worker() -> None:
+    bench = Bench(max_batch=2, workers=1, batches_per_worker=2)
+    answers = [bench.submit("first")]
+    await settle()
+    answers.append(bench.submit("a"))
+    await settle()
+    assert len(bench.running) == 1
+    answers.append(bench.submit("b"))
+    await settle()
+    assert [names for names, _ in bench.running] == [["first"], ["a", "b"]]
+    while bench.running:
+        await bench.finish()
+    await asyncio.gather(*answers)
 
 
 async def test_batches_leave_ahead_of_a_free_worker_only_while_no_deadline_is_near() -> None:
