@@ -15,6 +15,7 @@ from service import reconcile, rollout
 from service.errors import BackendFault, BackendUnavailable
 from service.pb.mobilevision.v1 import vision_pb2, vision_pb2_grpc
 from service.rollout import Entry
+from service.shadow import MOST_AT_ONCE
 
 NAME = "toy_classify"
 SETTLED = f'rollout_settled{{model="{NAME}"}}'
@@ -219,5 +220,5 @@ async def test_shadow_runs_are_dropped_where_there_is_no_room(running: RunningGa
     await tried(running)
     running.backend.hanging = {"1.1"}
     assert await answers(running, 20) == {"1.0": 20}
-    assert page(running, f'shadow_runs_total{{model="{NAME}",outcome="dropped",version="1.1"}}') == 16
+    assert page(running, f'shadow_runs_total{{model="{NAME}",outcome="dropped",version="1.1"}}') >= 20 - MOST_AT_ONCE
     running.backend.hanging = set()

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 import toy_torchserve
 from fakes import picture
@@ -95,7 +96,11 @@ def page(server: Served) -> str:
 
 
 def workers(server: Served) -> int:
-    return sum(any("model_service_worker" in part for part in p.cmdline()) for p in server.descendants())
+    found = 0
+    for process in server.descendants():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile, or is a zombie
+            found += any("model_service_worker" in part for part in process.cmdline())
+    return found
 
 
 async def until_workers(server: Served, count: int) -> None:
