@@ -115,14 +115,14 @@ def judge(log: str, printed: str, target: Target, *, clients: int, warm_up: floa
 
     Its HTTP/1.1 parser reports status 0 where the status line has no reason phrase (TorchServe's has none). Those count
     as answered only if all bodies together are as long as that many good ones and those of the warm-up (h2load counts
-    these bytes too, but logs no line for them; `warm_up` is its length as a share of what counts), give or take one for
-    each client: those of errors are not.
+    these bytes too, but logs no line for them; `warm_up` is its length as a share of what counts, and may have gone
+    twice as fast), give or take one for each client: those of errors are not.
     """
     rows = [line.split("\t") for line in log.splitlines()]
     good = {"200"}
     body = re.search(r"\((\d+)\) data", printed)
     if body and target.reply_bytes:
-        bodies, most = int(body[1]) / target.reply_bytes, len(rows) * (1 + warm_up)
+        bodies, most = int(body[1]) / target.reply_bytes, len(rows) * (1 + 2 * warm_up)
         if len(rows) - clients <= bodies <= most + clients:
             good.add("0")
     latencies = [int(microseconds) / 1e6 for _, status, microseconds, *_ in rows if status in good]

@@ -20,5 +20,11 @@ def test_a_status_line_without_a_reason_counts_only_with_bodies_of_the_right_len
     assert judge(log, printed(10 * 70), TARGET, clients=1, warm_up=0.1) == ([], 10)
 
 
+def test_a_warm_up_that_went_faster_than_what_counts_is_no_failure():
+    log = "1000\t0\t2000\n" * 100
+    assert judge(log, printed(130 * 153), TARGET, clients=1, warm_up=0.17) == ([0.002] * 100, 0)
+    assert judge(log, printed(300 * 153), TARGET, clients=1, warm_up=0.17) == ([], 100)
+
+
 def test_nothing_done_is_nothing_answered():
     assert judge("", printed(0), TARGET, clients=1, warm_up=0.1) == ([], 0)
