@@ -220,5 +220,7 @@ async def test_shadow_runs_are_dropped_where_there_is_no_room(running: RunningGa
     await tried(running)
     running.backend.hanging = {"1.1"}
     assert await answers(running, 20) == {"1.0": 20}
-    assert page(running, f'shadow_runs_total{{model="{NAME}",outcome="dropped",version="1.1"}}') >= 20 - MOST_AT_ONCE
+    # One that waits for a worker keeps others out; four at once are the most, where they come while it is decoded.
+    dropped = page(running, f'shadow_runs_total{{model="{NAME}",outcome="dropped",version="1.1"}}')
+    assert dropped in {17, 20 - MOST_AT_ONCE}
     running.backend.hanging = set()
