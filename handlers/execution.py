@@ -14,7 +14,7 @@ import torch
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 # Whether a larger part pays is played in rounds, until one side leads by so many or there is no more time. Where noise
-# makes one round in four go wrong, one choice in fifty does; the median of five rounds goes wrong one time in seven.
+# makes one round in four go wrong, one choice in eighty does; the median of five rounds goes wrong one time in ten.
 _CLEAR_LEAD, _MOST_SECONDS = 4, 3.0
 
 Array = np.ndarray[Any, np.dtype[Any]]
