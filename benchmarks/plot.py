@@ -67,24 +67,23 @@ def plot_overload(result: results.OverloadResult, path: Path, console: Console) 
 
 
 def plot_scaling(result: results.ScalingResult, path: Path, console: Console) -> None:
-    """CPU time per picture and throughput against each dimension."""
-    measured = [point for point in result.points if point.skipped is None]
-    dimensions = sorted({point.dimension for point in measured})
+    """Throughput and CPU time per picture, as multiples of the in-process limit's, against each dimension."""
+    dimensions = sorted({point.dimension for point in result.points})
     if not dimensions:
         return
 
     def draw(axes: Any, dimension: str) -> None:
-        points = [point for point in measured if point.dimension == dimension]
+        points = [point for point in result.points if point.dimension == dimension]
         values = [point.value for point in points]
-        axes.plot(values, [point.per_second for point in points], marker="o", color=_COLOURS[OURS])
+        throughput = [point.share_of_limit for point in points]
+        axes.plot(values, throughput, marker="o", color=_COLOURS[OURS], label="throughput")
+        cost = [point.cost_over_limit for point in points]
+        axes.plot(values, cost, marker="s", color="#2980b9", label="CPU time per picture")
         _doubling(axes, values)
         axes.set_xlabel(dimension)
-        axes.set_ylabel("pictures/s")
+        axes.set_ylabel("multiple of the in-process limit's")
         axes.set_ylim(bottom=0)
-        other = axes.twinx()
-        other.plot(values, [point.cpu_ms_per_picture for point in points], marker="s", color="#2980b9")
-        other.set_ylabel("CPU ms per picture", color="#2980b9")
-        other.set_ylim(bottom=0)
+        axes.legend()
 
     _figure(dimensions, draw, result.head, path, console)
 

@@ -179,21 +179,26 @@ def startup(result: Result) -> str:
 
 
 def scaling(result: Result) -> str:
-    """Cost against one thing at a time."""
-    parts = ["## What cost grows with", made_by(result["head"]), f"Model `{result['model']}`."]
+    """Cost against one thing at a time, by the limit measured beside it."""
+    parts = [
+        "## What cost grows with",
+        made_by(result["head"]),
+        "![throughput and CPU time by batch, picture, models, gateways](scaling.png)",
+        f"Model `{result['model']}`. Throughput and CPU time per picture are multiples of those of plain processes "
+        "that decode and run the benchmark's picture, 256 px, in batches of 8.",
+    ]
     for dimension in dict.fromkeys(point["dimension"] for point in result["points"]):
         points = [point for point in result["points"] if point["dimension"] == dimension]
         rows = (
             [
                 f"{point['value']:g}",
-                *(
-                    _NOTHING if point[figure] is None else f"{point[figure]:.1f}"
-                    for figure in ("per_second", "cpu_ms_per_picture", "p99_ms", "pss_mib")
-                ),
+                f"{point['share_of_limit']:.2f}",
+                f"{point['cost_over_limit']:.2f}",
+                _NOTHING if point["pss_mib"] is None else f"{point['pss_mib']:.0f}",
             ]
             for point in points
         )
-        parts.append(table([dimension, "pictures/s", "CPU ms per picture", "p99 ms", "MiB (PSS)"], rows))
+        parts.append(table([dimension, "throughput", "CPU time per picture", "MiB (PSS)"], rows))
     return "\n\n".join(parts)
 
 

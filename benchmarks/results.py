@@ -280,20 +280,24 @@ class StartupResult:
 
 @dataclass(frozen=True)
 class ScalingPoint:
-    """Throughput and CPU time at one value of what is varied; `skipped` says why there is none."""
+    """Throughput, CPU time and memory at one value of what is varied.
+
+    `share_of_limit`, `cost_over_limit`: throughput and CPU time per picture as multiples of the in-process limit's.
+    """
 
     dimension: str
     value: float
+    share_of_limit: float | None = None
+    cost_over_limit: float | None = None
     per_second: float | None = None
     cpu_ms_per_picture: float | None = None
     p99_ms: float | None = None
     pss_mib: float | None = None
-    skipped: str | None = None
 
 
 @dataclass(frozen=True)
 class ScalingResult:
-    """`scaling.json`: medians over rounds."""
+    """`scaling.json`: medians over all turns."""
 
     head: Head
     model: str

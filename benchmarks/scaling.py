@@ -5,14 +5,17 @@
 | `batch` | the module with decoding in plain processes, at each batch size |
 | `picture side px` | our server, pictures of growing size; the model's input stays what it is |
 | `models loaded` | our server with copies of the archive under other names, the same clients spread over all of them |
-| `gateway processes` | our server, where it has a setting for it; otherwise skipped |
+| `gateway processes` | our server with one gateway process, and with more |
+
+Everything by turns with the in-process limit at one fixed case (the benchmark's picture, batches of 8), and given as a
+multiple of it. Workers and threads are what the server chooses by itself.
 """
 
 import argparse
 import dataclasses
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,13 +32,15 @@ from benchmarks.systems import OURS, Setup, running
 from benchmarks.target import picture
 from handlers.hardware import usable_cores
 from model_store import archive as archives
-from service.settings import Settings
 
 BATCHES = (1, 2, 4, 8, 16, 32)
+REFERENCE_BATCH = 8
+TURNS = 2  # of one start of a server
 SIDES_PX = (128, 256, 512, 1024, 2048)
 MODELS = (1, 2, 4)
 GATEWAYS = (1, 2)
-GATEWAY_SETTING = "gateway_processes"
+# The server's own choice, in place of what `Setup` says.
+_CHOSEN = (("WORKERS_PER_MODEL", "0"), ("WORKER_THREADS", "0"))
 
 
 @dataclass
@@ -45,17 +50,44 @@ class _Measured:
     points: list[results.ScalingPoint] = field(default_factory=list)
 
     def result(self, *, complete: bool) -> results.ScalingResult:
-        """The median over rounds of each figure at each value."""
+        """The median over all turns of each figure at each value."""
         merged = []
         for dimension, value in dict.fromkeys((point.dimension, point.value) for point in self.points):
-            rounds = [one for one in self.points if (one.dimension, one.value) == (dimension, value)]
+            turns = [one for one in self.points if (one.dimension, one.value) == (dimension, value)]
             figures = {
                 name: spread(known).median
-                for name in ("per_second", "cpu_ms_per_picture", "p99_ms", "pss_mib")
-                if (known := [getattr(one, name) for one in rounds if getattr(one, name) is not None])
+                for name in (
+                    "share_of_limit",
+                    "cost_over_limit",
+                    "per_second",
+                    "cpu_ms_per_picture",
+                    "p99_ms",
+                    "pss_mib",
+                )
+                if (known := [getattr(one, name) for one in turns if getattr(one, name) is not None])
             }
-            merged.append(results.ScalingPoint(dimension, value, skipped=rounds[0].skipped, **figures))
+            merged.append(results.ScalingPoint(dimension, value, **figures))
         return results.ScalingResult(dataclasses.replace(self.head, complete=complete), self.model, merged)
+
+
+class Reference:
+    """The in-process limit at the fixed case, measured again after every turn."""
+
+    def __init__(self, processes: InProcess, seconds: float) -> None:
+        self._processes = processes
+        self._seconds = seconds
+        self._last = processes.measure(REFERENCE_BATCH, seconds)
+
+    def beside(self, point: results.ScalingPoint) -> results.ScalingPoint:
+        """The point measured just now, with its multiples of the limit before and after it."""
+        before, self._last = self._last, self._processes.measure(REFERENCE_BATCH, self._seconds)
+        speed = (before.per_second + self._last.per_second) / 2
+        cost = (before.cpu_ms_per_picture + self._last.cpu_ms_per_picture) / 2
+        assert point.per_second is not None
+        assert point.cpu_ms_per_picture is not None
+        return dataclasses.replace(
+            point, share_of_limit=point.per_second / speed, cost_over_limit=point.cpu_ms_per_picture / cost
+        )
 
 
 def copies(archive: Path, count: int, folder: Path) -> list[Path]:
@@ -69,70 +101,70 @@ def copies(archive: Path, count: int, folder: Path) -> list[Path]:
     ]
 
 
-def by_batch(archive: Path, options: argparse.Namespace) -> list[results.ScalingPoint]:
+def by_batch(archive: Path, options: argparse.Namespace, processes: InProcess) -> Iterator[results.ScalingPoint]:
     """In plain processes."""
-    shape = Shape(usable_cores(), 1)
-    points = []
-    with InProcess(archive, shape, picture()) as processes:
-        for batch in options.batches:
+    reference = Reference(processes, options.seconds / 2)
+    for batch in options.batches:
+        for _ in range(TURNS):
             turn = processes.measure(batch, options.seconds)
-            points.append(
+            yield reference.beside(
                 results.ScalingPoint(
                     "batch", batch, per_second=turn.per_second, cpu_ms_per_picture=turn.cpu_ms_per_picture
                 )
             )
-    return points
 
 
 def _served(
-    dimension: str, value: float, served: list[Path], image: bytes, setup: Setup, options: argparse.Namespace
-) -> results.ScalingPoint:
+    dimension: str,
+    value: float,
+    served: list[Path],
+    image: bytes,
+    options: argparse.Namespace,
+    processes: InProcess,
+    settings: tuple[tuple[str, str], ...] = (),
+) -> Iterator[results.ScalingPoint]:
+    setup = Setup(Shape(usable_cores(), 1), settings=_CHOSEN + settings)
     with running(OURS, served, setup, image) as server:
         load.closed_loop(server.targets, clients=options.clients, seconds=options.seconds)  # warm
-        turn = measure(server, model=served[0].stem, number=0, clients=options.clients, seconds=options.seconds)
-    return results.ScalingPoint(
-        dimension,
-        value,
-        per_second=turn.per_second,
-        cpu_ms_per_picture=turn.server_cpu_ms_per_picture,
-        p99_ms=turn.p99_ms,
-        pss_mib=turn.pss_mib,
-    )
+        server.group.pause()
+        reference = Reference(processes, options.seconds / 2)
+        for _ in range(TURNS):
+            with server.awake():
+                turn = measure(server, model=served[0].stem, number=0, clients=options.clients, seconds=options.seconds)
+            yield reference.beside(
+                results.ScalingPoint(
+                    dimension,
+                    value,
+                    per_second=turn.per_second,
+                    cpu_ms_per_picture=turn.server_cpu_ms_per_picture,
+                    p99_ms=turn.p99_ms,
+                    pss_mib=turn.pss_mib,
+                )
+            )
 
 
-def by_side(archive: Path, options: argparse.Namespace) -> list[results.ScalingPoint]:
+def by_side(archive: Path, options: argparse.Namespace, processes: InProcess) -> Iterator[results.ScalingPoint]:
     """Pictures of growing size."""
-    setup = Setup(Shape(usable_cores(), 1))
-    return [_served("picture side px", side, [archive], picture(side), setup, options) for side in options.sides]
+    for side in options.sides:
+        yield from _served("picture side px", side, [archive], picture(side), options, processes)
 
 
-def by_models(archive: Path, options: argparse.Namespace) -> list[results.ScalingPoint]:
-    """More models behind one server, a worker each."""
+def by_models(archive: Path, options: argparse.Namespace, processes: InProcess) -> Iterator[results.ScalingPoint]:
+    """More models behind one server, which share the cores."""
     with tempfile.TemporaryDirectory() as folder:
         served = copies(archive, max(options.copies), Path(folder))
-        setup = Setup(Shape(1, usable_cores()))
-        return [_served("models loaded", count, served[:count], picture(), setup, options) for count in options.copies]
+        for count in options.copies:
+            yield from _served("models loaded", count, served[:count], picture(), options, processes)
 
 
-def by_gateways(archive: Path, options: argparse.Namespace) -> list[results.ScalingPoint]:
-    """More gateway processes, where the settings know them."""
-    if GATEWAY_SETTING not in Settings.model_fields:
-        why = f"this version has no setting {GATEWAY_SETTING}"
-        return [results.ScalingPoint("gateway processes", 1, skipped=why)]
-    return [
-        _served(
-            "gateway processes",
-            count,
-            [archive],
-            picture(),
-            Setup(Shape(usable_cores(), 1), settings=((GATEWAY_SETTING.upper(), str(count)),)),
-            options,
-        )
-        for count in GATEWAYS
-    ]
+def by_gateways(archive: Path, options: argparse.Namespace, processes: InProcess) -> Iterator[results.ScalingPoint]:
+    """More gateway processes."""
+    for count in GATEWAYS:
+        settings = (("GATEWAY_PROCESSES", str(count)),)
+        yield from _served("gateway processes", count, [archive], picture(), options, processes, settings)
 
 
-DIMENSIONS: dict[str, Callable[[Path, argparse.Namespace], list[results.ScalingPoint]]] = {
+DIMENSIONS: dict[str, Callable[[Path, argparse.Namespace, InProcess], Iterator[results.ScalingPoint]]] = {
     "batch": by_batch,
     "side": by_side,
     "models": by_models,
@@ -163,13 +195,13 @@ def main() -> None:
     measured = _Measured(head, archive.stem)
     complete = False
     try:
-        for number in range(1, options.rounds + 1):
-            for dimension in options.dimensions:
-                console.print(f"round {number}: {dimension}")
-                points = DIMENSIONS[dimension](archive, options)
-                measured.points += points
-                for point in points:
-                    console.print(f"  {_line(point)}")
+        with InProcess(archive, Shape(usable_cores(), 1), picture()) as processes:
+            for number in range(1, options.rounds + 1):
+                for dimension in options.dimensions:
+                    console.print(f"round {number}: {dimension}")
+                    for point in DIMENSIONS[dimension](archive, options, processes):
+                        measured.points.append(point)
+                        console.print(f"  {_line(point)}")
         complete = True
     except (KeyboardInterrupt, LimitFailed, DidNotStart, load.LoadFailed) as stopped:
         console.print(f"[yellow]stopped early:[/] {stopped or 'Ctrl-C'}; what was measured so far is kept")
@@ -183,12 +215,10 @@ def main() -> None:
 
 
 def _line(point: results.ScalingPoint) -> str:
-    if point.skipped:
-        return f"{point.dimension}: skipped: {point.skipped}"
     memory = "" if point.pss_mib is None else f", {point.pss_mib:.0f} MiB"
     return (
-        f"{point.dimension} {point.value:g}: {point.per_second:.0f}/s, "
-        f"{point.cpu_ms_per_picture:.2f} CPU ms per picture{memory}"
+        f"{point.dimension} {point.value:g}: {point.share_of_limit:.2f} of the limit, "
+        f"{point.cost_over_limit:.2f} times its CPU time per picture{memory}"
     )
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
-# Whether a larger part pays is played in rounds, until one side leads by so many or there is no more time. Where noise
-# makes one round in four go wrong, one choice in eighty does; the median of five rounds goes wrong one time in ten.
-_CLEAR_LEAD, _MOST_SECONDS = 4, 3.0
+# Two at once save what a run costs whatever its size. More must save a twentieth of the time: the pictures of a part
+# wait for each other. That is played in rounds, until one side leads by so many or there is no more time.
+_LEAST_PART, _WORTHWHILE = 2, 0.95
+_CLEAR_LEAD, _DOUBTFUL_LEAD, _MOST_SECONDS = 4, 1, 2.0
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Rows = Array | Sequence[Array]
@@ -49,8 +50,8 @@ class Bucket(Protocol):
 class Direct:
     """On a CPU: from where it lies if a batch is one array, else from one buffer kept.
 
-    A batch runs in parts of as many pictures as one core does best: the activations of more fall out of its caches
-    (MobileViT-XXS with 16 pictures takes a tenth longer for each than with 4). How many depends on module and machine.
+    A batch runs in parts of as many pictures as pay: the activations of more fall out of the caches, and then out of
+    the memory that the process keeps (see `heap`). How many that is depends on module and machine.
     """
 
     def __init__(
@@ -83,22 +84,20 @@ class Direct:
 
     def settle(self) -> None:
         """Double the part as long as that pays."""
-        self.part = 1
-        for size in SIZES[1:]:
-            if size > len(self._pixels) or not self._pays(size):
-                return
-            self.part = size
+        self.part = min(_LEAST_PART, len(self._pixels))
+        while 2 * self.part <= len(self._pixels) and self._pays(2 * self.part):
+            self.part *= 2
 
     def _pays(self, size: int) -> bool:
-        """Whether so many pictures take less time at once than in two halves.
+        """Whether so many pictures take clearly less time at once than in two halves.
 
         By turns: a machine that others use too changes its speed within a second by more than parts differ.
         """
         lead, began = 0, self._clock()
         while abs(lead) < _CLEAR_LEAD and self._clock() - began < _MOST_SECONDS:
             halves = self._seconds(size // 2) + self._seconds(size // 2)
-            lead += 1 if self._seconds(size) < halves else -1
-        return lead > 0
+            lead += 1 if self._seconds(size) < _WORTHWHILE * halves else -1
+        return lead > _DOUBTFUL_LEAD
 
     def _seconds(self, size: int) -> float:
         pixels = self._pixels[:size].zero_()

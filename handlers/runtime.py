@@ -21,6 +21,7 @@ import torch
 from handlers import graphs
 from handlers.execution import Array, Bucketed, Direct, Execution, Module, Rows, bucket_sizes
 from handlers.hardware import cpu_has_fast_bfloat16, usable_cores
+from handlers.heap import settle_heap
 
 WARMUP_ROUNDS = 3
 # On a CPU the compilation comes with the first two calls, whatever their size; the first call at a size not warmed
@@ -270,6 +271,7 @@ def load(directory: Path, *, gpu_id: int | None, options: RuntimeOptions) -> Run
     dtype = choose_dtype(options.dtype, device)
     threads = options.threads or usable_cores()
     torch.set_num_threads(threads)
+    settle_heap()
     module = torch.jit.load(str(model_path), map_location="cpu")  # type: ignore[no-untyped-call]
     execution = choose_execution(prepare(module, device, dtype), spec, device)
     runner = Runner(spec, execution, device=device, dtype=dtype)
@@ -278,12 +280,13 @@ def load(directory: Path, *, gpu_id: int | None, options: RuntimeOptions) -> Run
     batches = tuple(b for b in CPU_WARMUP_BATCHES if b <= spec.max_batch) if on_cpu else bucket_sizes(spec.max_batch)
     warm_seconds = runner.warm_up(batches)
     logger.info(
-        "module loaded in %.2f s, batches %s warmed in %.2f s, %s on %s, %d threads",
+        "module loaded in %.2f s, batches %s warmed in %.2f s, %s on %s, %d threads, %d pictures at once",
         loaded_seconds,
         ",".join(map(str, batches)),
         warm_seconds,
         runner.dtype_name,
         device,
         threads,
+        runner.part,
     )
     return runner

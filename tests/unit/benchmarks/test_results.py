@@ -9,9 +9,11 @@ from pydantic import TypeAdapter
 
 from benchmarks import results
 from benchmarks.figures import Spread
+from benchmarks.limit import Shape, Throughput
 from benchmarks.machine import describe
 from benchmarks.outcomes import Outcome
 from benchmarks.overload import _Measured as MeasuredOverload
+from benchmarks.scaling import Reference
 from benchmarks.scaling import _Measured as MeasuredScaling
 from benchmarks.serving import _Measured as MeasuredServing
 from benchmarks.serving import candidates
@@ -74,13 +76,27 @@ def test_overload_is_the_median_over_rounds_by_system_and_load(tmp_path):
     assert again["2"] == Spread(median=1.6, low=0.4, high=1.8, rounds=3)
 
 
-def test_scaling_reports_medians_and_what_was_skipped(tmp_path):
+def test_scaling_reports_medians_at_each_value():
     measured = MeasuredScaling(HEAD, "toy")
-    measured.points = [results.ScalingPoint("batch", 8, per_second=value) for value in (1.0, 9.0, 2.0)]
-    measured.points.append(results.ScalingPoint("gateway processes", 1, skipped="no such setting"))
-    batch, gateways = measured.result(complete=True).points
-    assert (batch.per_second, batch.pss_mib) == (2.0, None)
-    assert (gateways.skipped, gateways.per_second) == ("no such setting", None)
+    measured.points = [results.ScalingPoint("batch", 8, share_of_limit=value) for value in (1.0, 9.0, 2.0)]
+    measured.points.append(results.ScalingPoint("models loaded", 2, share_of_limit=0.5, pss_mib=700.0))
+    batch, models = measured.result(complete=True).points
+    assert (batch.share_of_limit, batch.pss_mib) == (2.0, None)
+    assert (models.value, models.share_of_limit, models.pss_mib) == (2, 0.5, 700.0)
+
+
+def test_scaling_sees_a_point_beside_the_limit_before_and_after_it():
+    """A machine that slows down by half meanwhile: the point keeps its share."""
+
+    speeds = iter((100.0, 50.0))
+
+    class Slowing:
+        def measure(self, batch, seconds):
+            speed = next(speeds)
+            return Throughput(Shape(2, 1), batch, speed, cpu_ms_per_picture=2000 / speed)
+
+    point = Reference(Slowing(), 1.0).beside(results.ScalingPoint("batch", 8, per_second=75.0, cpu_ms_per_picture=60.0))
+    assert (point.share_of_limit, point.cost_over_limit) == (1.0, 2.0)
 
 
 def test_what_json_cannot_hold_becomes_null(tmp_path):
