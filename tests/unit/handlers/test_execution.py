@@ -119,7 +119,7 @@ class Timed:
     ],
     ids=["linear", "little", "fixed cost", "cache"],
 )
-def test_batches_run_in_parts_of_the_size_that_is_fastest(seconds, part):
+def test_batches_run_in_parts_of_the_size_that_pays(seconds, part):
     module = Timed(lambda size: seconds(size) / 1000)
     execution = Direct(module, max_batch=16, height_px=SIDE, width_px=SIDE, clock=lambda: module.now)
     execution.settle()
@@ -151,7 +151,7 @@ def test_a_noisy_machine_rarely_misleads_the_choice(saved, part):
         execution = Direct(module, max_batch=8, height_px=SIDE, width_px=SIDE, clock=lambda module=module: module.now)
         execution.settle()
         parts.append(execution.part)
-    assert parts.count(part) >= 93
+    assert parts.count(part) >= 95
 
 
 def test_where_a_round_takes_all_the_time_the_part_stays_small():
