@@ -1,0 +1,139 @@
+"""Capacity and cost: how much is answered, on what, for how much money."""
+
+from grafana_foundation_sdk.models import units
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from deploy.monitoring.boards.queries import ANSWERS, GATEWAYS, REQUESTS
+from deploy.monitoring.panels import ANSWERED, NAMESPACE, RATE, Query, Row, lines, number, page, text_variable
+
+
+def dashboard(runbook: str) -> Dashboard:
+    """How much it does, on what, for how much money."""
+    cores = (
+        f"sum(rate(container_cpu_usage_seconds_total{{{NAMESPACE}, "
+        f'container=~"gateway|kserve-container|torchserve", image!=""}}[{RATE}]))'
+    )
+    busy = f"{_device('DCGM_FI_DEV_GPU_UTIL')} / 100 or mobilevision_gpu_utilization_ratio{{{NAMESPACE}}}"
+    gateway_cores = (
+        f"sum(rate(process_cpu_seconds_total{{{NAMESPACE}}}[{RATE}]) and on (namespace, job, instance) {GATEWAYS})"
+    )
+    per_hour = f"$price_per_hour * count({GATEWAYS})"
+    money = Row(
+        "Capacity and cost",
+        [
+            number("Pictures answered", "Answers per second, now.", units.RequestsPerSecond, Query(ANSWERS, "answers")),
+            number("Replicas", "Gateways scraped.", units.Short, Query(f"count({GATEWAYS})", "replicas")),
+            number(
+                "Pictures per second per replica",
+                "Answers per second divided by the replicas.",
+                units.RequestsPerSecond,
+                Query(f"{ANSWERS} / count({GATEWAYS})", "per replica"),
+            ),
+            number(
+                "Cost per million pictures, now",
+                "Replicas x price_per_hour / answers per hour, in its currency. Idle replicas make it dear.",
+                units.Short,
+                Query(f"1e6 * {per_hour} / (3600 * {ANSWERS})", "per million"),
+                width=6,
+            ),
+            number(
+                "Cost per million pictures, at the busiest",
+                "The same at the highest five-minute rate of the last day: what it would cost with full replicas.",
+                units.Short,
+                Query(
+                    f"1e6 * {per_hour} / (3600 * max_over_time(sum(rate({REQUESTS}{{{ANSWERED}}}[5m]))[1d:5m]))",
+                    "per million",
+                ),
+                width=6,
+            ),
+            lines(
+                "Cost per million pictures",
+                "Over time, in the unit of price_per_hour.",
+                units.Short,
+                Query(f"1e6 * {per_hour} / (3600 * {ANSWERS})", "per million"),
+                width=12,
+            ),
+            lines(
+                "Answers per second and replicas",
+                "Replicas should follow the load.",
+                units.Short,
+                Query(ANSWERS, "answers per second"),
+                Query(f"count({GATEWAYS})", "replicas"),
+                width=12,
+            ),
+        ],
+    )
+    processor = Row(
+        "CPU",
+        [
+            lines(
+                "Gateway CPU per picture",
+                "Core seconds of the gateway's process (decoding included) per answer.",
+                units.Seconds,
+                Query(f"{gateway_cores} / {ANSWERS}", "core seconds"),
+            ),
+            lines(
+                "Pictures per second per core",
+                "Answers per core second that the containers gateway and torchserve used. Kubernetes only.",
+                units.Short,
+                Query(f"{ANSWERS} / {cores}", "per core"),
+            ),
+            lines(
+                "Memory of the gateways",
+                "Resident memory per replica, shared memory included.",
+                units.BytesIEC,
+                Query(
+                    f"process_resident_memory_bytes{{{NAMESPACE}}} and on (namespace, job, instance) {GATEWAYS}",
+                    "{{instance}}",
+                ),
+            ),
+        ],
+    )
+    graphics = Row(
+        "GPU (from DCGM's exporter, or the gateway itself where it sees the device)",
+        [
+            lines(
+                "Utilisation",
+                "Share of the time in which a kernel ran.",
+                units.PercentUnit,
+                Query(busy, "{{instance}} {{gpu}}"),
+                most=1,
+            ),
+            lines(
+                "Memory used",
+                "Share of the device's memory.",
+                units.PercentUnit,
+                Query(
+                    f"mobilevision:gpu_memory_used:ratio{{{NAMESPACE}}}"
+                    f" or mobilevision:gpu_memory_used:ratio{{exported_{NAMESPACE}}}",
+                    "{{instance}} {{gpu}}",
+                ),
+                most=1,
+                alert="MobilevisionGpuMemoryHigh",
+            ),
+            lines(
+                "Pictures per second per GPU",
+                "Answers per second divided by the devices seen.",
+                units.Short,
+                Query(f"{ANSWERS} / count({busy})", "per GPU"),
+            ),
+        ],
+    )
+    return page(
+        uid="mobilevision-capacity",
+        title="mobilevision / Capacity and cost",
+        about="Pictures per second per replica, core and GPU, and what a million pictures cost.",
+        rows=[money, processor, graphics],
+        runbook=runbook,
+        variables=[
+            text_variable(
+                "price_per_hour", "Price of a replica per hour", "In any currency; costs are told in it.", "0.10"
+            )
+        ],
+    )
+
+
+def _device(metric: str) -> str:
+    # DCGM's labels about the container that has the device are prefixed where Prometheus has its own of that name.
+    ours = f'{metric}{{{NAMESPACE}, container="torchserve"}}'
+    return f'({ours} or {metric}{{exported_{NAMESPACE}, exported_container="torchserve"}})'

@@ -1,0 +1,194 @@
+"""The models: versions served, traffic, work and roll-outs, model by model."""
+
+from grafana_foundation_sdk.models import units
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from deploy.monitoring.boards.queries import DURATION, REQUESTS, STAGES, mean, quantile
+from deploy.monitoring.panels import ANSWERED, MODEL, PICTURES, RATE, Query, Row, lines, listing, page
+
+
+def dashboard(runbook: str) -> Dashboard:
+    """The same questions model by model, and which versions serve."""
+    served = Row(
+        "Served",
+        [
+            listing(
+                "Models and versions",
+                "What is served, from the model cards. Two versions of a model mean a rollout is under way.",
+                Query(
+                    "count by (model, version, task, family, variant, head, weights) "
+                    f"(mobilevision_model_info{{{MODEL}}})",
+                    "",
+                ),
+                columns=("model", "version", "task", "family", "variant", "head", "weights", "Value"),
+            ),
+            lines(
+                "Replicas per version",
+                "Which version serves on how many replicas.",
+                units.Short,
+                Query(f"count by (model, version) (mobilevision_model_info{{{MODEL}}})", "{{model}} {{version}}"),
+                stacked=True,
+            ),
+            lines(
+                "Share of replicas that answer",
+                "1 = every replica has a ready worker.",
+                units.PercentUnit,
+                Query(f"avg by (model) (mobilevision_worker_ready{{{MODEL}}})", "{{model}}"),
+                most=1,
+                alert="MobilevisionReplicaNotReady",
+            ),
+            lines(
+                "Share of replicas with shared memory",
+                "1 = every replica hands pictures to its workers in shared memory; less: some send them inside calls.",
+                units.PercentUnit,
+                Query(f"avg by (model) (mobilevision_shm_in_use{{{MODEL}}})", "{{model}}"),
+                most=1,
+            ),
+        ],
+    )
+    traffic = Row(
+        "Traffic",
+        [
+            lines(
+                "Answers per second",
+                "Pictures answered.",
+                units.RequestsPerSecond,
+                Query(f"sum by (model) (rate({REQUESTS}{{{ANSWERED}}}[{RATE}]))", "{{model}}"),
+            ),
+            lines(
+                "Share of calls without an answer",
+                "All codes but OK, the callers' own mistakes included.",
+                units.PercentUnit,
+                Query(
+                    f"1 - sum by (model) (rate({REQUESTS}{{{ANSWERED}}}[{RATE}]))"
+                    f" / sum by (model) (rate({REQUESTS}{{{PICTURES}}}[{RATE}]))",
+                    "{{model}}",
+                ),
+            ),
+            lines(
+                "p95 latency",
+                "From the door to the answer.",
+                units.Seconds,
+                Query(quantile(0.95, DURATION, PICTURES, "model"), "{{model}}"),
+            ),
+        ],
+    )
+    inference_seconds = mean(STAGES, f'{MODEL}, stage="inference"', "model")
+    work = Row(
+        "Work",
+        [
+            lines(
+                "Inference, mean seconds",
+                "Of the batch a picture was in, as the worker measured it.",
+                units.Seconds,
+                Query(inference_seconds, "{{model}}"),
+            ),
+            lines(
+                "Predicted seconds per batch, and the error",
+                "What the batcher plans with. An error near the prediction means that it plans blindly.",
+                units.Seconds,
+                Query(mean("mobilevision_predicted_batch_seconds", MODEL, "model"), "{{model}}"),
+                Query(mean("mobilevision_prediction_error_seconds", MODEL, "model"), "{{model}}, error"),
+            ),
+            lines(
+                "Mean batch size",
+                "Pictures per batch.",
+                units.Short,
+                Query(mean("mobilevision_batch_size", MODEL, "model"), "{{model}}"),
+            ),
+            lines(
+                "Queueing, p95",
+                "Seconds between decoded and dispatched.",
+                units.Seconds,
+                Query(quantile(0.95, STAGES, f'{MODEL}, stage="queue"', "model"), "{{model}}"),
+                alert="MobilevisionQueueAge",
+            ),
+            lines(
+                "Deadlines missed",
+                "Calls whose deadline passed before the answer; refused: accepted first, then not, since batches took "
+                "longer than predicted.",
+                units.RequestsPerSecond,
+                Query(f"sum by (model) (rate(mobilevision_deadline_missed_total{{{MODEL}}}[{RATE}]))", "{{model}}"),
+                Query(
+                    f"sum by (model) (rate(mobilevision_refused_late_total{{{MODEL}}}[{RATE}]))", "{{model}}, refused"
+                ),
+                alert="MobilevisionDeadlineMisses",
+            ),
+            lines(
+                "Busy share of the workers",
+                "Batches per second x mean seconds of a batch / ready workers; near 1 the model is saturated. Seconds "
+                "are averaged over pictures, so large batches weigh more: an upper estimate.",
+                units.PercentUnit,
+                Query(
+                    f"sum by (model) (rate(mobilevision_batch_size_count{{{MODEL}}}[{RATE}]))"
+                    f" * ({inference_seconds})"
+                    f" / sum by (model) (mobilevision_workers{{{MODEL}}})",
+                    "{{model}}",
+                ),
+            ),
+        ],
+    )
+    by_version = "{{model}} {{version}}"
+    rollout = Row(
+        "Roll-out",
+        [
+            lines(
+                "Share of the requests per version",
+                "What the roll-out file gives each version. Less than all for the stable one: a candidate is tried.",
+                units.PercentUnit,
+                Query(
+                    f"avg by (model, version, role) (mobilevision_version_share{{{MODEL}}})",
+                    "{{model}} {{version}}, {{role}}",
+                ),
+                most=1,
+                alert="MobilevisionRolloutStalled",
+            ),
+            lines(
+                "Answers per second and version",
+                "Passed on: the candidate refused, failed or took too long, and the stable version answered.",
+                units.RequestsPerSecond,
+                Query(
+                    f"sum by (model, version, outcome) (rate(mobilevision_version_requests_total{{{MODEL}}}[{RATE}]))",
+                    "{{model}} {{version}}, {{outcome}}",
+                ),
+            ),
+            lines(
+                "Agreement of the candidate with the stable version",
+                "Mean over the pictures compared in shadow runs: top-1, F1 of the boxes, mean IoU of the class maps.",
+                units.PercentUnit,
+                Query(
+                    mean("mobilevision_version_agreement", MODEL, "model, stable, candidate, metric"),
+                    "{{model}} {{stable}} / {{candidate}}, {{metric}}",
+                ),
+                most=1,
+            ),
+            lines(
+                "Shadow runs",
+                "Pictures run on the candidate only to be compared; dropped: to leave room for callers.",
+                units.RequestsPerSecond,
+                Query(
+                    f"sum by (model, version, outcome) (rate(mobilevision_shadow_runs_total{{{MODEL}}}[{RATE}]))",
+                    "{{model}} {{version}}, {{outcome}}",
+                ),
+            ),
+            lines(
+                "p95 of an answer per version",
+                "In all stages of the version that answered.",
+                units.Seconds,
+                Query(quantile(0.95, "mobilevision_version_duration_seconds", MODEL, "model, version"), by_version),
+            ),
+            lines(
+                "Seconds in the model per version",
+                "Mean of a batch, shadow runs too.",
+                units.Seconds,
+                Query(mean("mobilevision_version_inference_seconds", MODEL, "model, version"), by_version),
+            ),
+        ],
+    )
+    return page(
+        uid="mobilevision-models",
+        title="mobilevision / Models",
+        about="Every model by itself: versions, traffic, latency, batches, saturation, roll-outs.",
+        rows=[served, traffic, work, rollout],
+        runbook=runbook,
+    )

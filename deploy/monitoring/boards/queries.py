@@ -1,0 +1,21 @@
+"""What several dashboards ask Prometheus."""
+
+from deploy.monitoring.panels import ANSWERED, NAMESPACE, RATE
+
+REQUESTS = "mobilevision_requests_total"
+DURATION = "mobilevision_request_duration_seconds"
+STAGES = "mobilevision_stage_duration_seconds"
+ANSWERS = f"sum(rate({REQUESTS}{{{ANSWERED}}}[{RATE}]))"
+# Gateways are the processes that export our gauges; process_* alone would count every exporter of the cluster.
+GATEWAYS = f"mobilevision_inflight_requests{{{NAMESPACE}}}"
+
+
+def quantile(share: float, metric: str, labels: str, by: str) -> str:
+    """The `share` (0 to 1) quantile of a histogram, for each value of the labels in `by`."""
+    return f"histogram_quantile({share}, sum by (le, {by}) (rate({metric}_bucket{{{labels}}}[{RATE}])))"
+
+
+def mean(metric: str, labels: str, by: str) -> str:
+    """The mean of a histogram, for each value of the labels in `by`."""
+    total, count = (f"sum by ({by}) (rate({metric}_{part}{{{labels}}}[{RATE}]))" for part in ("sum", "count"))
+    return f"{total} / {count}"

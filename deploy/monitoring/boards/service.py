@@ -1,0 +1,218 @@
+"""The service: golden signals, objectives, where the time goes, refusals and faults."""
+
+from grafana_foundation_sdk.models import units
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from deploy.monitoring.boards.queries import (
+    ANSWERS,
+    DURATION,
+    GATEWAYS,
+    REQUESTS,
+    STAGES,
+    mean,
+    quantile,
+)
+from deploy.monitoring.panels import MODEL, NAMESPACE, PICTURES, RATE, Query, Row, buckets, lines, number, page
+from deploy.monitoring.slo import AVAILABILITY, AVAILABILITY_OBJECTIVE, LATENCY, LATENCY_OBJECTIVE, LATENCY_SECONDS
+
+GREEN, YELLOW, RED = "green", "orange", "red"
+
+
+def dashboard(runbook: str) -> Dashboard:
+    """Is it well, and if not, which stage."""
+    signals = Row(
+        "Golden signals",
+        [
+            number("Pictures answered", "Answers per second, now.", units.RequestsPerSecond, Query(ANSWERS, "answers")),
+            number(
+                "Calls without an answer",
+                f"Share of valid calls that failed over the last hour. Objective over 30 days: at most "
+                f"{1 - AVAILABILITY_OBJECTIVE:.2%}.",
+                units.PercentUnit,
+                Query(f"{AVAILABILITY.series('1h')}{{{NAMESPACE}}}", "{{namespace}}"),
+                steps=((None, GREEN), (1 - AVAILABILITY_OBJECTIVE, YELLOW), (14.4 * (1 - AVAILABILITY_OBJECTIVE), RED)),
+            ),
+            number(
+                f"Calls over {LATENCY_SECONDS} s",
+                f"Share of calls over the last hour. Objective over 30 days: at most {1 - LATENCY_OBJECTIVE:.0%}.",
+                units.PercentUnit,
+                Query(f"{LATENCY.series('1h')}{{{NAMESPACE}}}", "{{namespace}}"),
+                steps=((None, GREEN), (1 - LATENCY_OBJECTIVE, YELLOW), (14.4 * (1 - LATENCY_OBJECTIVE), RED)),
+            ),
+            number(
+                "p95 latency",
+                "From the door to the answer, all models.",
+                units.Seconds,
+                Query(f"histogram_quantile(0.95, sum by (le) (rate({DURATION}_bucket{{{PICTURES}}}[{RATE}])))", "p95"),
+            ),
+            number("In work", "Pictures inside all gateways.", units.Short, Query(f"sum({GATEWAYS})", "in work")),
+            number(
+                "Models not answering",
+                "Pairs of replica and model without a ready worker.",
+                units.Short,
+                Query(f"count(mobilevision_worker_ready{{{MODEL}}} == 0) or vector(0)", "not ready"),
+                steps=((None, GREEN), (1, RED)),
+            ),
+            lines(
+                "Calls by outcome",
+                "gRPC codes. Everything but OK has its reason in the panel of refusals.",
+                units.RequestsPerSecond,
+                Query(f"sum by (code) (rate({REQUESTS}{{{PICTURES}}}[{RATE}]))", "{{code}}"),
+                stacked=True,
+            ),
+            lines(
+                "Latency",
+                "From the door to the answer, failed calls included.",
+                units.Seconds,
+                *(
+                    Query(
+                        f"histogram_quantile({share}, sum by (le) (rate({DURATION}_bucket{{{PICTURES}}}[{RATE}])))",
+                        f"p{share * 100:.3g}",
+                    )
+                    for share in (0.5, 0.95, 0.99)
+                ),
+                alert="MobilevisionLatencyBurnsFast",
+            ),
+            buckets(
+                "Latency, all calls",
+                "Calls per second in each bucket of the latency. Dots are exemplars: each is a trace.",
+                units.Seconds,
+                Query(f"sum by (le) (rate({DURATION}_bucket{{{PICTURES}}}[{RATE}]))", "{{le}}"),
+            ),
+        ],
+    )
+    objectives = Row(
+        "Objectives",
+        [
+            lines(
+                "Availability budget burn",
+                "How many times too fast the 30-day budget burns, per window. 14.4 over 1 h and 5 m pages.",
+                units.Short,
+                *(
+                    Query(f"{AVAILABILITY.series(window)}{{{NAMESPACE}}} / {1 - AVAILABILITY_OBJECTIVE:.6g}", window)
+                    for window in ("5m", "1h", "6h", "3d")
+                ),
+                width=12,
+                alert="MobilevisionAvailabilityBurnsFast",
+            ),
+            lines(
+                "Latency budget burn",
+                f"The same for calls over {LATENCY_SECONDS} s.",
+                units.Short,
+                *(
+                    Query(f"{LATENCY.series(window)}{{{NAMESPACE}}} / {1 - LATENCY_OBJECTIVE:.6g}", window)
+                    for window in ("5m", "1h", "6h", "3d")
+                ),
+                width=12,
+                alert="MobilevisionLatencyBurnsFast",
+            ),
+        ],
+    )
+    inside = Row(
+        "Where the time goes",
+        [
+            lines(
+                "Mean seconds per stage",
+                "Answered pictures. queue = too little capacity, inference = the model, decode = large pictures, "
+                "transport = the way to the worker and back.",
+                units.Seconds,
+                Query(mean(STAGES, MODEL, "stage"), "{{stage}}"),
+                stacked=True,
+            ),
+            lines(
+                "p95 per stage",
+                "Answered pictures.",
+                units.Seconds,
+                Query(quantile(0.95, STAGES, MODEL, "stage"), "{{stage}}"),
+            ),
+            buckets(
+                "Batch sizes",
+                "Batches per second by the pictures in them. Large batches under load are right.",
+                units.Short,
+                Query(f"sum by (le) (rate(mobilevision_batch_size_bucket{{{MODEL}}}[{RATE}]))", "{{le}}"),
+            ),
+            lines(
+                "Why batches left",
+                "idle: a slot was free and everything that waited went; full: the batch was as large as allowed; "
+                "deadline: a larger batch would have missed a deadline.",
+                "batches/s",
+                Query(f"sum by (reason) (rate(mobilevision_dispatch_total{{{MODEL}}}[{RATE}]))", "{{reason}}"),
+                stacked=True,
+            ),
+            lines(
+                "Pictures waiting",
+                "Sum over replicas, per model.",
+                units.Short,
+                Query(f"sum by (model) (mobilevision_queue_length{{{MODEL}}})", "{{model}}"),
+            ),
+            lines(
+                "Oldest picture waiting",
+                "Worst replica, per model.",
+                units.Seconds,
+                Query(f"max by (model) (mobilevision_queue_age_seconds{{{MODEL}}})", "{{model}}"),
+                alert="MobilevisionQueueAge",
+            ),
+        ],
+    )
+    faults = Row(
+        "Refusals and faults",
+        [
+            lines(
+                "Refusals and failures by reason",
+                "Every call without an answer, by the reason its caller was told.",
+                units.RequestsPerSecond,
+                Query(f"sum by (reason) (rate(mobilevision_rejected_total{{{NAMESPACE}}}[{RATE}])) > 0", "{{reason}}"),
+                stacked=True,
+                alert="MobilevisionRefusals",
+            ),
+            lines(
+                "Deadlines missed",
+                "Calls whose deadline passed before the answer; refused: accepted first, then not, since batches took "
+                "longer than predicted.",
+                units.RequestsPerSecond,
+                Query(f"sum by (model) (rate(mobilevision_deadline_missed_total{{{MODEL}}}[{RATE}]))", "{{model}}"),
+                Query(
+                    f"sum by (model) (rate(mobilevision_refused_late_total{{{MODEL}}}[{RATE}]))", "{{model}}, refused"
+                ),
+                alert="MobilevisionDeadlineMisses",
+            ),
+            lines(
+                "Ready workers",
+                "Sum over replicas, per model.",
+                units.Short,
+                Query(f"sum by (model) (mobilevision_workers{{{MODEL}}})", "{{model}}"),
+                alert="MobilevisionModelNotReady",
+            ),
+            lines(
+                "TorchServe restarts, batches sent again",
+                "In the last five minutes.",
+                units.Short,
+                Query(f"sum(increase(mobilevision_worker_restarts_total{{{NAMESPACE}}}[5m]))", "restarts"),
+                Query(f"sum(increase(mobilevision_batches_retried_total{{{MODEL}}}[5m]))", "batches sent again"),
+                alert="MobilevisionTorchServeRestarts",
+            ),
+            lines(
+                "Shared memory slots",
+                "used: with a picture or an answer in them; quarantined: a late worker may still write there.",
+                units.Short,
+                Query(f"sum by (kind, state) (mobilevision_shm_slots{{{MODEL}}})", "{{kind}} {{state}}"),
+                stacked=True,
+                alert="MobilevisionSharedMemoryExhausted",
+            ),
+            lines(
+                "gRPC calls of all services",
+                "Health checks and reflection included.",
+                units.RequestsPerSecond,
+                Query(
+                    f"sum by (grpc_method) (rate(grpc_server_handled_total{{{NAMESPACE}}}[{RATE}]))", "{{grpc_method}}"
+                ),
+            ),
+        ],
+    )
+    return page(
+        uid="mobilevision-service",
+        title="mobilevision / Service",
+        about="Golden signals, objectives, stages, refusals. Start here when an alert fires.",
+        rows=[signals, objectives, inside, faults],
+        runbook=runbook,
+    )
