@@ -15,11 +15,10 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 
 from prometheus_client.parser import text_string_to_metric_families
-from rich.console import Console
 
 from benchmarks import load, results
 from benchmarks.limit import Shape
-from benchmarks.options import add_common, archive_of, head_of, parse
+from benchmarks.options import add_common, archive_of, head_of, make_console, parse
 from benchmarks.outcomes import tally
 from benchmarks.overload import CAPACITY_CLIENTS
 from benchmarks.plans import OpenPlan
@@ -113,7 +112,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the arrivals [1]")
     options = parse(parser)
     options.seconds = options.seconds or (3.0 if options.quick else 20.0)
-    console = Console(stderr=True)
+    console = make_console()
     head = head_of("marks", options)
     model = options.models[0]
     trace = poisson(seed=options.seed, count=TRACE_ARRIVALS)

@@ -2,14 +2,18 @@
 
 import argparse
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from rich.console import Console
 
 from benchmarks.machine import CACHE, ROOT, describe
 from benchmarks.results import Head
 from benchmarks.systems import OURS, names
 
 DEFAULT_MODEL = "mobilevit_xxs_classify"
+FILE_WIDTH = 125  # columns: the widest table
 
 
 def add_common(parser: argparse.ArgumentParser, *, peers: bool = True) -> None:
@@ -36,6 +40,11 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     return parser.parse_args()
+
+
+def make_console() -> Console:
+    """Progress and tables, on stderr; as wide as the tables where that is no terminal."""
+    return Console(stderr=True, width=None if sys.stderr.isatty() else FILE_WIDTH)
 
 
 def archive_of(folder: Path, model: str) -> Path:

@@ -25,7 +25,7 @@ from rich.table import Table
 from benchmarks import load, results
 from benchmarks.figures import Spread, spread
 from benchmarks.limit import Shape
-from benchmarks.options import add_common, archive_of, head_of, parse, participants_of
+from benchmarks.options import add_common, archive_of, head_of, make_console, parse, participants_of
 from benchmarks.outcomes import tally
 from benchmarks.peers.environments import PeerUnavailable
 from benchmarks.plans import OpenPlan
@@ -40,7 +40,6 @@ LOADS = (0.5, 0.9, 1.2, 2.0)
 CAPACITY_CLIENTS = 16  # two batches of eight: past the knee
 PATIENT_SECONDS = 60.0  # time-out of the start whose capacity is measured: one that gives up has none to show
 TRACE_ARRIVALS = 200_000
-TABLE_WIDTH = 105  # columns, also where the output goes to a file
 COUNTS = ("sent", "answered", "refused", "missed", "failed")
 
 
@@ -196,7 +195,7 @@ def show(result: results.OverloadResult, console: Console) -> None:
                 *map(str, counts),
                 f"{max(one.p99_ms for one in points):.0f}",
             )
-    console.print(table, width=max(console.width, TABLE_WIDTH))
+    console.print(table)
 
 
 def main() -> None:
@@ -215,7 +214,7 @@ def main() -> None:
     options.rounds = options.rounds or (1 if options.quick else 3)
     trace = Trace.read(options.trace) if options.trace else poisson(seed=options.seed, count=TRACE_ARRIVALS)
     trace.write(options.out / "trace.json")
-    console = Console(stderr=True)
+    console = make_console()
     head = head_of("overload", options)
     measured = _Measured(head, options.deadline_ms, trace.seed)
     complete = False

@@ -33,7 +33,7 @@ from benchmarks import results
 from benchmarks.figures import percentile
 from benchmarks.machine import ROOT
 from benchmarks.names import NameServer
-from benchmarks.options import add_common, archive_of, head_of, parse
+from benchmarks.options import add_common, archive_of, head_of, make_console, parse
 from benchmarks.peers.config import free_ports
 from benchmarks.processes import DidNotStart
 from benchmarks.target import picture
@@ -277,7 +277,7 @@ def main() -> None:
     parser.add_argument("--connection-age-seconds", type=float, default=60.0, help="of the service [60]")
     options = parse(parser)
     options.minutes = options.minutes or (0.6 if options.quick else 5.0)
-    console = Console(stderr=True)
+    console = make_console()
     head = head_of("rolling", options)
     with tempfile.TemporaryDirectory(prefix="rolling-") as folder:
         result = rehearse(Path(folder), options, head, console)

@@ -19,12 +19,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-
 from benchmarks import load, results
 from benchmarks.figures import spread
 from benchmarks.limit import InProcess, LimitFailed, Shape
-from benchmarks.options import add_common, archive_of, head_of, parse
+from benchmarks.options import add_common, archive_of, head_of, make_console, parse
 from benchmarks.plot import plot_scaling
 from benchmarks.processes import DidNotStart
 from benchmarks.serving import measure
@@ -189,7 +187,7 @@ def main() -> None:
     options.copies = options.copies or ([1, 2] if options.quick else list(MODELS))
     options.seconds = options.seconds or (2.0 if options.quick else 4.0)
     options.rounds = options.rounds or (1 if options.quick else 2)
-    console = Console(stderr=True)
+    console = make_console()
     archive = archive_of(options.archives, options.models[0])
     head = head_of("scaling", options)
     measured = _Measured(head, archive.stem)

@@ -23,10 +23,11 @@ from rich.table import Table
 from benchmarks import load, results
 from benchmarks.figures import Spread, ratio, spread
 from benchmarks.limit import BATCHES, InProcess, LimitFailed, Shape, Throughput, best, shapes
-from benchmarks.options import add_common, archive_of, head_of, parse, participants_of
+from benchmarks.options import add_common, archive_of, head_of, make_console, parse, participants_of
 from benchmarks.peers.environments import PeerUnavailable
 from benchmarks.plot import plot_serving
 from benchmarks.processes import DidNotStart
+from benchmarks.report import SYSTEMS
 from benchmarks.systems import OURS, Running, Setup, agree, prepare, running
 from benchmarks.target import picture
 from handlers.hardware import usable_cores
@@ -329,7 +330,8 @@ def show(result: results.ServingResult, console: Console) -> None:
     """A table of the medians."""
     table = Table(title="ours, by case: medians of ratios within each round")
     peers = sorted({peer for by_peer in result.ratio_to_peer.values() for peer in by_peer})
-    for column in ("case", "of limit", *(f"by {peer}" for peer in peers)):
+    table.add_column("case", no_wrap=True)
+    for column in ("of limit", *(f"by {SYSTEMS[peer]}" for peer in peers)):
         table.add_column(column, justify="right")
     for case, of_limit in result.ratio_to_limit.items():
         to_peer = result.ratio_to_peer.get(case, {})
@@ -358,7 +360,7 @@ def main() -> None:
     options.seconds = options.seconds or (2.0 if options.quick else 4.0)
     options.rounds = options.rounds or (1 if options.quick else 3)
     options.warm_up = options.warm_up or (2.0 if options.quick else 8.0)
-    console = Console(stderr=True)
+    console = make_console()
     session = Session(options, console)
     complete = False
     try:

@@ -18,7 +18,7 @@ from rich.console import Console
 from benchmarks import load, results
 from benchmarks.figures import slope
 from benchmarks.limit import Shape
-from benchmarks.options import add_common, archive_of, head_of, parse
+from benchmarks.options import add_common, archive_of, head_of, make_console, parse
 from benchmarks.outcomes import Row, tally
 from benchmarks.overload import CAPACITY_CLIENTS
 from benchmarks.plans import OpenPlan
@@ -195,7 +195,7 @@ def main() -> None:
     options = parse(parser)
     options.minutes = options.minutes or (1.0 if options.quick else 10.0)
     options.warm_up = options.warm_up or (3.0 if options.quick else 10.0)
-    console = Console(stderr=True)
+    console = make_console()
     model = options.models[0]
     head = head_of("soak", options)
     soaked = _Soaked()

@@ -14,14 +14,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from benchmarks import results
 from benchmarks.figures import spread
 from benchmarks.limit import Shape
-from benchmarks.options import add_common, archive_of, head_of, parse, participants_of
+from benchmarks.options import add_common, archive_of, head_of, make_console, parse, participants_of
 from benchmarks.peers.environments import PeerUnavailable
 from benchmarks.plot import plot_startup
 from benchmarks.processes import DidNotStart
@@ -101,7 +100,7 @@ def main() -> None:
     parser.add_argument("--rest", type=float, default=REST_SECONDS, help="seconds before memory is read [3]")
     options = parse(parser)
     options.repeats = options.repeats or (1 if options.quick else 3)
-    console = Console(stderr=True)
+    console = make_console()
     archive = archive_of(options.archives, options.models[0])
     head = head_of("startup", options)
     measured = _Measured(head)
