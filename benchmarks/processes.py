@@ -31,7 +31,10 @@ class DidNotStart(RuntimeError):
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory of one process. Shared pages are split among their users in `pss_mib`, counted in full in `rss_mib`."""
+    """Memory of one process. Shared pages are split among their users in `pss_mib`, counted in full in `rss_mib`.
+
+    `name` is the program's; of a Python process, that of the module or the file it runs.
+    """
 
     pid: int
     name: str
@@ -44,7 +47,6 @@ class _Stat:
     parent: int
     started_ticks: int
     cpu_ticks: int  # its own, and that of its children that have ended
-    name: str
 
 
 class Group:
@@ -155,12 +157,11 @@ def _stat(pid: int) -> _Stat | None:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    name, _, rest = text.partition("(")[2].rpartition(")")
-    fields = rest.split()  # from field 3 of proc(5) on
+    fields = text.rpartition(")")[2].split()  # from field 3 of proc(5) on
     if fields[0] == "Z":
         return None
     cpu_ticks = sum(int(fields[index]) for index in (11, 12, 13, 14))
-    return _Stat(parent=int(fields[1]), started_ticks=int(fields[19]), cpu_ticks=cpu_ticks, name=name)
+    return _Stat(parent=int(fields[1]), started_ticks=int(fields[19]), cpu_ticks=cpu_ticks)
 
 
 def _environment(pid: int) -> bytes:
@@ -170,11 +171,26 @@ def _environment(pid: int) -> bytes:
         return b""
 
 
+def program(command: Sequence[str]) -> str:
+    """What a command line runs: the program's name, for Python that of the module or the file."""
+    name, *rest = command
+    if Path(name).name.startswith("python"):
+        for number, word in enumerate(rest):
+            if word == "-c":
+                break
+            if word == "-m":
+                return rest[number + 1]
+            if not word.startswith("-"):
+                return Path(word).name
+    return Path(name).name
+
+
 def _memory(pid: int) -> Memory | None:
     stat = _stat(pid)
     try:
         resident_pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return None
     if stat is None:
@@ -182,7 +198,7 @@ def _memory(pid: int) -> Memory | None:
     pss_kib = next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0)
     return Memory(
         pid=pid,
-        name=stat.name,
+        name=program(command),
         pss_mib=round(pss_kib / 1024, 2),
         rss_mib=round(resident_pages * _PAGE_BYTES / 2**20, 2),
     )

@@ -139,7 +139,7 @@ def soak(result: Result) -> str:
             one["name"],
             f"{one['first_mib']:.0f}",
             f"{one['last_mib']:.0f}",
-            f"{one['slope_mib_per_hour']:.0f}",
+            f"{one['slope_mib_per_hour']:z.0f}",
             "yes" if one["within_bound"] else "**no**",
         ]
         for one in result["processes"]

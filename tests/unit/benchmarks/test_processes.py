@@ -80,3 +80,18 @@ time.sleep(60)
         wait_for(lambda: group.cpu_seconds() > 0.2)
         group.pause()
         assert (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["/usr/bin/java", "-Xmn16m", "org.pytorch.serve.ModelServer"], "java"),
+        (["/venv/bin/python3.11", "/venv/bin/mobilevision", "serve"], "mobilevision"),
+        (["python", "-u", "/site-packages/ts/model_service_worker.py", "--sock-type"], "model_service_worker.py"),
+        (["/venv/bin/python", "-m", "service.leash", "4"], "service.leash"),
+        (["python", "-c", "print('/a/b')"], "python"),
+        (["ray::IDLE", "", ""], "ray::IDLE"),
+    ],
+)
+def test_a_process_is_called_by_what_it_runs(command, name):
+    assert processes.program(command) == name
