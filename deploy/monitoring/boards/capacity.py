@@ -3,7 +3,7 @@
 from grafana_foundation_sdk.models import units
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from deploy.monitoring.boards.queries import ANSWERS, GATEWAYS, REQUESTS
+from deploy.monitoring.boards.shared import ANSWERS, GATEWAYS, REQUESTS
 from deploy.monitoring.panels import ANSWERED, NAMESPACE, RATE, Query, Row, lines, number, page, text_variable
 
 

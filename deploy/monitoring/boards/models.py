@@ -3,7 +3,7 @@
 from grafana_foundation_sdk.models import units
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from deploy.monitoring.boards.queries import DURATION, REQUESTS, STAGES, mean, quantile
+from deploy.monitoring.boards.shared import DURATION, REQUESTS, STAGES, deadlines_missed, mean, quantile
 from deploy.monitoring.panels import ANSWERED, MODEL, PICTURES, RATE, Query, Row, lines, listing, page
 
 
@@ -103,17 +103,7 @@ def dashboard(runbook: str) -> Dashboard:
                 Query(quantile(0.95, STAGES, f'{MODEL}, stage="queue"', "model"), "{{model}}"),
                 alert="MobilevisionQueueAge",
             ),
-            lines(
-                "Deadlines missed",
-                "Calls whose deadline passed before the answer; refused: accepted first, then not, since batches took "
-                "longer than predicted.",
-                units.RequestsPerSecond,
-                Query(f"sum by (model) (rate(mobilevision_deadline_missed_total{{{MODEL}}}[{RATE}]))", "{{model}}"),
-                Query(
-                    f"sum by (model) (rate(mobilevision_refused_late_total{{{MODEL}}}[{RATE}]))", "{{model}}, refused"
-                ),
-                alert="MobilevisionDeadlineMisses",
-            ),
+            deadlines_missed(),
             lines(
                 "Busy share of the workers",
                 "Batches per second x mean seconds of a batch / ready workers; near 1 the model is saturated. Seconds "

@@ -3,12 +3,13 @@
 from grafana_foundation_sdk.models import units
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from deploy.monitoring.boards.queries import (
+from deploy.monitoring.boards.shared import (
     ANSWERS,
     DURATION,
     GATEWAYS,
     REQUESTS,
     STAGES,
+    deadlines_missed,
     mean,
     quantile,
 )
@@ -165,17 +166,7 @@ def dashboard(runbook: str) -> Dashboard:
                 stacked=True,
                 alert="MobilevisionRefusals",
             ),
-            lines(
-                "Deadlines missed",
-                "Calls whose deadline passed before the answer; refused: accepted first, then not, since batches took "
-                "longer than predicted.",
-                units.RequestsPerSecond,
-                Query(f"sum by (model) (rate(mobilevision_deadline_missed_total{{{MODEL}}}[{RATE}]))", "{{model}}"),
-                Query(
-                    f"sum by (model) (rate(mobilevision_refused_late_total{{{MODEL}}}[{RATE}]))", "{{model}}, refused"
-                ),
-                alert="MobilevisionDeadlineMisses",
-            ),
+            deadlines_missed(),
             lines(
                 "Ready workers",
                 "Sum over replicas, per model.",

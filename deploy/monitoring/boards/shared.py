@@ -1,6 +1,9 @@
-"""What several dashboards ask Prometheus."""
+"""What several dashboards ask Prometheus, or show alike."""
 
-from deploy.monitoring.panels import ANSWERED, NAMESPACE, RATE
+from grafana_foundation_sdk.builders import timeseries
+from grafana_foundation_sdk.models import units
+
+from deploy.monitoring.panels import ANSWERED, MODEL, NAMESPACE, RATE, Query, lines
 
 REQUESTS = "mobilevision_requests_total"
 DURATION = "mobilevision_request_duration_seconds"
@@ -19,3 +22,16 @@ def mean(metric: str, labels: str, by: str) -> str:
     """The mean of a histogram, for each value of the labels in `by`."""
     total, count = (f"sum by ({by}) (rate({metric}_{part}{{{labels}}}[{RATE}]))" for part in ("sum", "count"))
     return f"{total} / {count}"
+
+
+def deadlines_missed() -> timeseries.Panel:
+    """The panel of calls that were too late, model by model."""
+    return lines(
+        "Deadlines missed",
+        "Calls whose deadline passed before the answer; refused: accepted first, then not, since batches took "
+        "longer than predicted.",
+        units.RequestsPerSecond,
+        Query(f"sum by (model) (rate(mobilevision_deadline_missed_total{{{MODEL}}}[{RATE}]))", "{{model}}"),
+        Query(f"sum by (model) (rate(mobilevision_refused_late_total{{{MODEL}}}[{RATE}]))", "{{model}}, refused"),
+        alert="MobilevisionDeadlineMisses",
+    )
