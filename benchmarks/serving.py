@@ -339,7 +339,7 @@ def show(result: results.ServingResult, console: Console) -> None:
         table.add_row(case, f"{of_limit.median:.2f}", *cells)
     console.print(table)
     for model, by_system in result.added_ms.items():
-        added = ", ".join(f"{system} {ms.median:.1f}" for system, ms in by_system.items())
+        added = ", ".join(f"{SYSTEMS[system]} {ms.median:.1f}" for system, ms in by_system.items())
         console.print(f"{model}, added to a picture that comes alone, ms: {added}")
     for one in result.participants:
         if one.error:

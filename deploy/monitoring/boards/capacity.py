@@ -3,7 +3,7 @@
 from grafana_foundation_sdk.models import units
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from deploy.monitoring.boards.shared import ANSWERS, GATEWAYS, REQUESTS
+from deploy.monitoring.boards.shared import ANSWERS, GATEWAYS, REQUESTS, pictures_answered
 from deploy.monitoring.panels import ANSWERED, NAMESPACE, RATE, Query, Row, lines, number, page, text_variable
 
 
@@ -18,10 +18,11 @@ def dashboard(runbook: str) -> Dashboard:
         f"sum(rate(process_cpu_seconds_total{{{NAMESPACE}}}[{RATE}]) and on (namespace, job, instance) {GATEWAYS})"
     )
     per_hour = f"$price_per_hour * count({GATEWAYS})"
+    per_million = f"1e6 * {per_hour} / (3600 * {ANSWERS})"
     money = Row(
         "Capacity and cost",
         [
-            number("Pictures answered", "Answers per second, now.", units.RequestsPerSecond, Query(ANSWERS, "answers")),
+            pictures_answered(),
             number("Replicas", "Gateways scraped.", units.Short, Query(f"count({GATEWAYS})", "replicas")),
             number(
                 "Pictures per second per replica",
@@ -33,7 +34,7 @@ def dashboard(runbook: str) -> Dashboard:
                 "Cost per million pictures, now",
                 "Replicas x price_per_hour / answers per hour, in its currency. Idle replicas make it dear.",
                 units.Short,
-                Query(f"1e6 * {per_hour} / (3600 * {ANSWERS})", "per million"),
+                Query(per_million, "per million"),
                 width=6,
             ),
             number(
@@ -50,7 +51,7 @@ def dashboard(runbook: str) -> Dashboard:
                 "Cost per million pictures",
                 "Over time, in the unit of price_per_hour.",
                 units.Short,
-                Query(f"1e6 * {per_hour} / (3600 * {ANSWERS})", "per million"),
+                Query(per_million, "per million"),
                 width=12,
             ),
             lines(

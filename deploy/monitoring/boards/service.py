@@ -4,13 +4,13 @@ from grafana_foundation_sdk.models import units
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from deploy.monitoring.boards.shared import (
-    ANSWERS,
     DURATION,
     GATEWAYS,
     REQUESTS,
     STAGES,
     deadlines_missed,
     mean,
+    pictures_answered,
     quantile,
 )
 from deploy.monitoring.panels import MODEL, NAMESPACE, PICTURES, RATE, Query, Row, buckets, lines, number, page
@@ -24,7 +24,7 @@ def dashboard(runbook: str) -> Dashboard:
     signals = Row(
         "Golden signals",
         [
-            number("Pictures answered", "Answers per second, now.", units.RequestsPerSecond, Query(ANSWERS, "answers")),
+            pictures_answered(),
             number(
                 "Calls without an answer",
                 f"Share of valid calls that failed over the last hour. Objective over 30 days: at most "

@@ -1,9 +1,9 @@
 """What several dashboards ask Prometheus, or show alike."""
 
-from grafana_foundation_sdk.builders import timeseries
+from grafana_foundation_sdk.builders import stat, timeseries
 from grafana_foundation_sdk.models import units
 
-from deploy.monitoring.panels import ANSWERED, MODEL, NAMESPACE, RATE, Query, lines
+from deploy.monitoring.panels import ANSWERED, MODEL, NAMESPACE, RATE, Query, lines, number
 
 REQUESTS = "mobilevision_requests_total"
 DURATION = "mobilevision_request_duration_seconds"
@@ -35,3 +35,8 @@ def deadlines_missed() -> timeseries.Panel:
         Query(f"sum by (model) (rate(mobilevision_refused_late_total{{{MODEL}}}[{RATE}]))", "{{model}}, refused"),
         alert="MobilevisionDeadlineMisses",
     )
+
+
+def pictures_answered() -> stat.Panel:
+    """The panel of the answers per second."""
+    return number("Pictures answered", "Answers per second, now.", units.RequestsPerSecond, Query(ANSWERS, "answers"))
