@@ -1,62 +1,71 @@
-# Everything a person runs. `make` alone lists the targets. Needs Python 3.11+ and a package index, nothing else.
+# All commands of the project. `make` alone lists the targets. Needed: Python 3.11 or newer, and a package index.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARCHIVES := model_store/archives
 DEMO_MODELS := demo_classify demo_detect demo_segment
+# Test processes. A file runs in one process from start to end, so that its servers start once.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train serve models images test test-all lint types format proto docs monitoring lock bench clean
+.PHONY: help setup demo demo-train serve models images check check-tests test test-all lint types format proto docs monitoring lock lock-images audit bench hold hold-full clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-setup: $(STAMP) ## make the virtual environment in .venv (the other targets do it when needed)
+setup: $(STAMP) ## create the virtual environment in .venv (other targets do this when needed)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	  { echo "error: $(PYTHON) is older than Python 3.11. Choose another one: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
-	  { echo "error: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv"; exit 1; }
-	@echo "installing pinned packages into $(VENV) (torch is large; minutes on a slow line)"
+	  { echo "error: $(PYTHON) cannot create virtual environments. On Debian: apt-get install python3-venv"; exit 1; }
+	@echo "installing pinned packages into $(VENV) (torch is large: this takes minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[models]' --group dev
 	@touch $@
 
-demo: $(STAMP) ## build, serve, answer real pictures, show the results, stop
+demo: $(STAMP) ## build the demo models, serve them, send real pictures, show the replies, stop
 	@$(BIN)/mobilevision demo
 
-models: $(STAMP) ## build the archives that are not up to date
+models: $(STAMP) ## build all archives that are missing or outdated
 	@$(BIN)/mobilevision models build --all --out $(ARCHIVES)
 
-demo-train: $(STAMP) ## train the demo checkpoints anew (hours of one core); goes on after Ctrl-C
+demo-train: $(STAMP) ## train the demo checkpoints again (hours on one core); resumes after Ctrl-C
 	@$(BIN)/mobilevision models demo-train
 
-serve: $(STAMP) ## the same models as the demo, until Ctrl-C
+serve: $(STAMP) ## serve the demo models until Ctrl-C
 	@$(BIN)/mobilevision models build $(DEMO_MODELS) --out $(ARCHIVES)
 	@$(BIN)/mobilevision serve $(DEMO_MODELS) --archives $(ARCHIVES)
 
-images: $(STAMP) ## the container images with the demo models, by docker, podman or buildah (see deploy/docker/build.sh)
+images: $(STAMP) ## build the container images with the demo models (docker, podman or buildah; see deploy/docker/build.sh)
 	@$(BIN)/mobilevision models build $(DEMO_MODELS) --out $(ARCHIVES)
 	@deploy/docker/build.sh
 
-test: lint types ## set up, check, test: what CI runs
-	@$(BIN)/python -m pytest
+check: $(STAMP) ## lint, types, unit and contract tests, side by side: two minutes, before every commit
+	@$(MAKE) --no-print-directory -j 3 lint types check-tests
 
-test-all: lint types ## the same, with every check for every model
-	@$(BIN)/python -m pytest -m ""
+check-tests: $(STAMP)
+	@$(PYTEST) tests/architecture tests/docs tests/unit tests/contract
 
-lint: $(STAMP) ## style, imports, proto
+test: lint types ## all of `check`, and integration with a real TorchServe: what CI runs (ten minutes)
+	@$(PYTEST)
+
+test-all: lint types ## all tests for all models, with new random examples (an hour; tests/README.md lists what it adds)
+	@$(PYTEST) -m "" --hypothesis-profile random
+
+lint: $(STAMP) ## style, imports between rooms, proto
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo
 	@cd proto && ../$(BIN)/buf lint
 
-types: $(STAMP) ## mypy --strict
+types: $(STAMP) ## static types (mypy --strict; cached in build/mypy_cache)
 	@$(BIN)/mypy
 
-format: $(STAMP) ## let ruff format and mend what it can
+format: $(STAMP) ## format the code, and fix what ruff can fix
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 proto: $(STAMP) ## generate service/pb from proto/
@@ -64,21 +73,43 @@ proto: $(STAMP) ## generate service/pb from proto/
 	  --grpc_python_out=. --mypy_grpc_out=quiet:. proto/mobilevision/v1/*.proto proto/torchserve/*.proto
 
 docs: $(STAMP) ## generate the tables in docs/
-	@$(BIN)/python -m service.settings > docs/settings.md
+	@$(BIN)/python -m service.core.settings > docs/settings.md
 	@$(BIN)/python -m model_store.zoo > docs/models.md
 	@$(BIN)/python -m benchmarks.report > docs/performance.md
+	@$(BIN)/python -m benchmarks.hold.report > docs/reliability.md
+	@$(BIN)/python tests/checkpoint_table.py
 
 RUNBOOK_URL ?= docs/runbook.md
-monitoring: $(STAMP) ## generate rules and dashboards in deploy/monitoring; RUNBOOK_URL=... says where people read it
+monitoring: $(STAMP) ## generate rules and dashboards in deploy/monitoring; RUNBOOK_URL=... is the address of the published runbook
 	@$(BIN)/python -m deploy.monitoring.generate --runbook-url $(RUNBOOK_URL)
 
-lock: ## renew constraints.txt from what the index has now
+lock: ## renew constraints.txt: the newest versions on the package index
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/python -m pip install --quiet --upgrade pip
 	@build/lock/bin/python -m pip install --quiet torch==2.13.0 -e '.[models]' --group dev
 	@build/lock/bin/python -m pip freeze --all --exclude-editable --exclude mobilevision | sed 's/+cpu//' > constraints.txt
+	@$(MAKE) --no-print-directory lock-images
 
-bench: $(STAMP) ## serving against the in-process limit and other servers (benchmarks/README.md has the rest)
+LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 \
+  --python-platform x86_64-manylinux_2_28
+lock-images: $(STAMP) ## renew the hashes of what the images install, for the versions in constraints.txt
+	@mkdir -p build
+	@$(BIN)/python deploy/docker/requirements.py serve tracing signing > build/gateway.txt
+	@$(LOCK) -c constraints.txt build/gateway.txt --output-file deploy/docker/gateway.lock
+	@$(LOCK) -c constraints.txt deploy/docker/tools.txt --output-file deploy/docker/tools.lock
+	@sed -i '1i # `make lock-images` generates this file: the versions of constraints.txt, each file by its hash.' \
+	  deploy/docker/gateway.lock deploy/docker/tools.lock
+
+audit: $(STAMP) ## ask for known vulnerabilities of the pinned packages; fails with "not reachable" if nobody answers
+	@$(BIN)/python -m deploy.audit
+
+bench: $(STAMP) ## measure serving against the in-process limit and other servers (see benchmarks/README.md)
 	@$(BIN)/python -m benchmarks.serving
 
-clean: ## remove what was built; the virtual environment stays
+hold: $(STAMP) ## show that the server holds: faults, attackers, fuzzing, load; writes docs/reliability.md (ten minutes)
+	@$(BIN)/python -m benchmarks.hold
+
+hold-full: $(STAMP) ## the long form of `hold`, with an hour of load (hours)
+	@$(BIN)/python -m benchmarks.hold --full
+
+clean: ## remove built files; the virtual environment stays
 	rm -rf build dist $(ARCHIVES)

@@ -1,9 +1,10 @@
-"""The load generator in Python, in a process of its own: `python -m benchmarks.client PLAN ROWS`, started by `load`.
+"""The load generator in Python, a process of its own: `python -m benchmarks.client PLAN RECORDS`, started by `load`.
 
-In: a plan, pickled by `load`. Out: `Outcomes`, pickled. Open loop: every request
-is sent when the plan says, whatever became of those before, and its time counts from then, so a slow server cannot
-slow the questions down (no coordinated omission). Closed loop: `clients` connections that each wait for their
-answer, for machines without h2load.
+In: a file with a pickled plan. Out: a file with pickled `Outcomes`.
+
+Open loop: every request is sent at its planned time, also while earlier requests are unanswered. Its latency counts
+from the planned time, so a slow server cannot slow the load down (no coordinated omission). Closed loop: each of
+`clients` connections sends the next request when the last one is answered. It is used on machines without h2load.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from typing import Protocol
 import grpc
 from grpc import aio
 
-from benchmarks.outcomes import Outcome, Row, grpc_outcome, http_outcome, in_time
+from benchmarks.outcomes import Outcome, RequestRecord, grpc_outcome, http_outcome, in_time
 from benchmarks.plans import ClosedPlan, OpenPlan, Outcomes
 from benchmarks.target import Target
 
@@ -57,7 +58,10 @@ class _GrpcCaller:
 
 
 class _HttpCaller:
-    """Keep-alive connections, made as needed; one whose answer did not come in time is closed, as clients do."""
+    """Sends requests over keep-alive connections, opened as needed.
+
+    A connection whose answer did not come in time is closed, as HTTP clients do.
+    """
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -98,7 +102,10 @@ class _HttpCaller:
 
 
 async def _read_reply(reader: asyncio.StreamReader) -> tuple[int, bool]:
-    """Status, and whether the connection can be used again. Raises `EOFError`, `ValueError` for what is no reply."""
+    """Read one reply. Returns its status and whether the connection can be used again.
+
+    Raises `EOFError` when the connection ends early and `ValueError` when the bytes are no HTTP reply.
+    """
     head = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
     status = int(head[0].split()[1])
     fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in head[1:])}
@@ -122,28 +129,38 @@ async def run_open(
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Outcomes:
-    """Follow the plan to its end and wait for the last answers."""
+    """Send the requests of the plan at their times and wait for the last answers.
+
+    `caller` makes the connection to a target. `clock` returns seconds. `sleep` waits for some seconds.
+    """
     callers = [caller(target) for target in plan.targets for _ in range(OPEN_LOOP_CHANNELS)]
-    rows: list[Row] = []
+    records: list[RequestRecord] = []
     tasks: set[asyncio.Task[None]] = set()
     cpu_before = time.process_time()
-    began = clock()
+    began_at = clock()
 
-    async def one(number: int, due: float) -> None:
-        lag = clock() - began - due
-        outcome = await callers[number % len(callers)].call(max(plan.deadline_seconds - lag, 0.0))
-        rows.append(in_time(Row(due, lag, outcome, clock() - began - due), plan.deadline_seconds))
+    async def one(number: int, due_seconds: float) -> None:
+        lag_seconds = clock() - began_at - due_seconds
+        outcome = await callers[number % len(callers)].call(max(plan.deadline_seconds - lag_seconds, 0.0))
+        records.append(
+            in_time(
+                RequestRecord(due_seconds, lag_seconds, outcome, clock() - began_at - due_seconds),
+                plan.deadline_seconds,
+            )
+        )
 
     sent = 0
-    for number, due in enumerate(plan.arrivals_seconds):
-        await sleep(max(began + due - clock(), 0.0))  # also when behind: those started must get their turn
-        task = asyncio.ensure_future(one(number, due))
+    for number, due_seconds in enumerate(plan.arrivals_seconds):
+        await sleep(
+            max(began_at + due_seconds - clock(), 0.0)
+        )  # also when late: the calls in flight need the event loop
+        task = asyncio.ensure_future(one(number, due_seconds))
         sent += 1
         tasks.add(task)
         task.add_done_callback(tasks.discard)
     await asyncio.gather(*tasks)
     await asyncio.gather(*(one_caller.close() for one_caller in callers))
-    return Outcomes(sent=sent, rows=tuple(rows), cpu_seconds=time.process_time() - cpu_before)
+    return Outcomes(sent=sent, records=tuple(records), cpu_seconds=time.process_time() - cpu_before)
 
 
 async def run_closed(
@@ -152,32 +169,32 @@ async def run_closed(
     caller: Callable[[Target], _Caller] = _caller,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Outcomes:
-    """Follow the plan; requests that end in the time that counts are the rows."""
+    """Send requests from every client. Only requests that end in the measured time are recorded."""
     cpu_before = time.process_time()
-    began = clock()
-    counts_from = began + plan.warm_up_seconds
-    end = counts_from + plan.seconds
-    rows: list[Row] = []
+    began_at = clock()
+    counts_from_at = began_at + plan.warm_up_seconds
+    end_at = counts_from_at + plan.seconds
+    records: list[RequestRecord] = []
 
     async def client(number: int) -> None:
         one_caller = caller(plan.targets[number % len(plan.targets)])
-        while (sent_at := clock()) < end:
+        while (sent_at := clock()) < end_at:
             outcome = await one_caller.call(30.0)
-            if counts_from <= clock() < end:
-                rows.append(Row(sent_at - began, 0.0, outcome, clock() - sent_at))
+            if counts_from_at <= clock() < end_at:
+                records.append(RequestRecord(sent_at - began_at, 0.0, outcome, clock() - sent_at))
         await one_caller.close()
 
     await asyncio.gather(*(client(number) for number in range(plan.clients)))
-    return Outcomes(sent=len(rows), rows=tuple(rows), cpu_seconds=time.process_time() - cpu_before)
+    return Outcomes(sent=len(records), records=tuple(records), cpu_seconds=time.process_time() - cpu_before)
 
 
-def main(plan_path: str, rows_path: str) -> None:
-    """Run a plan."""
+def main(plan_path: str, records_path: str) -> None:
+    """Run the plan in one file and write its outcomes to another."""
     plan = pickle.loads(Path(plan_path).read_bytes())  # noqa: S301 - written by our own parent
-    gc.set_threshold(100_000)  # collections show as lag
+    gc.set_threshold(100_000)  # a garbage collection would show as lag
     with contextlib.suppress(KeyboardInterrupt):
         outcomes = asyncio.run(run_open(plan) if isinstance(plan, OpenPlan) else run_closed(plan))
-        Path(rows_path).write_bytes(pickle.dumps(outcomes))
+        Path(records_path).write_bytes(pickle.dumps(outcomes))
 
 
 if __name__ == "__main__":

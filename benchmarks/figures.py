@@ -1,7 +1,7 @@
 """Percentiles, medians over rounds and ratios: the arithmetic of every benchmark, on plain numbers.
 
-Rounds are turns: in each, everything that is compared was measured once, minutes apart at most. A ratio is therefore
-taken within each round first and its median after, so that a machine that slows down for a while slows both sides.
+In one round every compared system is measured once, minutes apart at most. A ratio is taken within each round, and the
+median over the rounds afterwards. A machine that slows down for a while then slows both sides of a ratio.
 """
 
 import math
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of some rounds, and how far they lie apart."""
+    """The median, the lowest and the highest value over `rounds` rounds."""
 
     median: float
     low: float
@@ -21,7 +21,7 @@ class Spread:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that `share` (0..1) of `values` do not exceed, interpolated linearly; NaN of none."""
+    """The value that a `share` (0 to 1) of `values` does not exceed, interpolated linearly. NaN without values."""
     if not values:
         return math.nan
     ordered = sorted(values)
@@ -32,18 +32,21 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median, least and greatest of one or more rounds."""
+    """Median, lowest and highest of one or more values, one per round."""
     return Spread(median=statistics.median(values), low=min(values), high=max(values), rounds=len(values))
 
 
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread | None:
-    """`ours / theirs` round by round; rounds in which theirs is zero or either is missing are left out."""
-    ratios = [a / b for a, b in zip(ours, theirs, strict=False) if b > 0]
+def ratio(ours: Sequence[float], other: Sequence[float]) -> Spread | None:
+    """`ours / other`, round by round.
+
+    Rounds in which `other` is zero or one side is missing are left out. None when no round is left.
+    """
+    ratios = [a / b for a, b in zip(ours, other, strict=False) if b > 0]
     return spread(ratios) if ratios else None
 
 
 def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Least-squares slope of `ys` over `xs`; 0 of fewer than two points."""
+    """Least-squares slope of `ys` over `xs`. 0 when fewer than two different `xs` are given."""
     if len(xs) < 2 or len(set(xs)) < 2:
         return 0.0
     return statistics.linear_regression(xs, ys).slope

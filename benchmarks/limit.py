@@ -1,8 +1,8 @@
-"""The in-process limit: the same decode and the same module on the same cores, in plain processes with no network.
+"""The in-process limit: the same decode and the same module on the same cores, in plain processes without a network.
 
-In: an archive and a picture. Out: pictures per second and CPU time per picture. What a server achieves is compared with
-the best of this over processes x threads x batch size; nothing that decodes and runs every picture can be much faster.
-The processes stay between measurements, waiting on a pipe, so that turns cost no start-up.
+In: an archive and a picture. Out: pictures per second and CPU time per picture. A server's throughput is compared with
+the best in-process throughput over processes x threads x batch size. No server that decodes and runs every picture can
+be much faster. The processes stay alive between measurements and wait on a pipe, so a turn has no start-up cost.
 """
 
 import multiprocessing
@@ -20,8 +20,9 @@ from typing import Self
 
 import numpy as np
 
-from model_store.archive import read_card
-from service.decode import Limits, decode
+from model_store.build.archive import read_card
+from service.preprocess.image import decode
+from service.preprocess.limits import Limits
 
 BATCHES = (1, 4, 8, 16)
 UNLIMITED = Limits(max_bytes=2**30, max_pixels=2**30)
@@ -30,12 +31,12 @@ _GRACE_SECONDS = 120.0
 
 
 class LimitFailed(RuntimeError):
-    """A process of the limit ended or hung; the message says what was asked of it."""
+    """A process of the in-process limit ended or did not answer in time."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How the cores are divided: plain processes, or a server's workers, and torch threads in each."""
+    """How the cores are divided: the number of processes (or workers of a server) and the torch threads of each."""
 
     processes: int
     threads: int
@@ -46,7 +47,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Throughput:
-    """All processes together."""
+    """Throughput of all processes together."""
 
     shape: Shape
     batch: int
@@ -55,9 +56,9 @@ class Throughput:
 
 
 def shapes(cores: int, *, gpu: bool = False) -> tuple[Shape, ...]:
-    """The ways to divide the cores that are worth trying: a process per core, half as many, and one for all.
+    """The divisions of the cores that are tried: one process per core, half as many, and one process in all.
 
-    On a GPU the processes share the device and mostly decode; more than eight only take its memory.
+    With a GPU at most eight processes are tried. They share the device and mostly decode; more only take its memory.
     """
     most = min(cores, 8) if gpu else cores
     counts = sorted({most, max(1, most // 2), 1}, reverse=True)
@@ -65,14 +66,14 @@ def shapes(cores: int, *, gpu: bool = False) -> tuple[Shape, ...]:
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """The archive's files, for `handlers.runtime.load`."""
+    """Unpack an archive into `folder`, as `handlers.runtime.load` needs it. Returns `folder`."""
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(folder)
     return folder
 
 
 class InProcess:
-    """Processes that decode and run pictures when asked. Use as a context manager."""
+    """Processes that decode and run pictures on request. Use as a context manager."""
 
     def __init__(self, archive: Path, shape: Shape, picture: bytes, *, gpu: bool = False) -> None:
         self._shape = shape
@@ -80,11 +81,13 @@ class InProcess:
         self._pipes: list[Connection] = []
         self._processes = []
         for _ in range(shape.processes):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(archive, shape.threads, picture, gpu, theirs), daemon=True)
+            parent_pipe, child_pipe = context.Pipe()
+            process = context.Process(
+                target=_work, args=(archive, shape.threads, picture, gpu, child_pipe), daemon=True
+            )
             process.start()
-            theirs.close()
-            self._pipes.append(ours)
+            child_pipe.close()
+            self._pipes.append(parent_pipe)
             self._processes.append(process)
         try:
             for pipe in self._pipes:
@@ -100,7 +103,10 @@ class InProcess:
         self.close()
 
     def measure(self, batch: int, seconds: float, *, alone: bool = False) -> Throughput:
-        """All processes at once, or one alone while the others wait, each for `seconds`. Raises `LimitFailed`."""
+        """Run all processes for `seconds`; with `alone` only one of them. Raises `LimitFailed`.
+
+        `batch` is the number of pictures in each batch.
+        """
         pipes = self._pipes[:1] if alone else self._pipes
         for pipe in pipes:
             pipe.send((batch, seconds))
@@ -116,7 +122,7 @@ class InProcess:
     def close(self) -> None:
         """End the processes."""
         for pipe in self._pipes:
-            pipe.close()  # which they take for the end
+            pipe.close()  # a closed pipe ends the process
         for process in self._processes:
             process.join(5)
             if process.is_alive():
@@ -129,19 +135,19 @@ class InProcess:
                 pictures, spent_seconds, cpu_seconds = pipe.recv()
                 return pictures, spent_seconds, cpu_seconds
         except (EOFError, OSError) as error:
-            raise LimitFailed("a process of the in-process limit ended; its words are above") from error
+            raise LimitFailed("a process of the in-process limit ended; its output is above") from error
         raise LimitFailed(f"a process of the in-process limit did not answer within {seconds:.0f} s")
 
 
 def best(tried: Sequence[Throughput]) -> Throughput:
-    """The fastest of what was tried."""
+    """The fastest of the measurements."""
     return max(tried, key=lambda throughput: throughput.per_second)
 
 
 def _work(archive: Path, threads: int, image: bytes, gpu: bool, pipe: Connection) -> None:
     from handlers.runtime import RuntimeOptions, load  # noqa: PLC0415 - torch belongs to these processes
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and closes the pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes the pipe
     card = read_card(archive)
     with TemporaryDirectory() as folder:
         unpacked = unpack(archive, Path(folder))
@@ -153,11 +159,11 @@ def _work(archive: Path, threads: int, image: bytes, gpu: bool, pipe: Connection
             batch, seconds = pipe.recv()
         except EOFError:
             return
-        pictures, cpu_before, began = 0, _cpu_seconds(), time.perf_counter()
-        while time.perf_counter() - began < seconds:
+        pictures, cpu_before, began_at = 0, _cpu_seconds(), time.perf_counter()
+        while time.perf_counter() - began_at < seconds:
             runner.run(np.stack([prepared(image).pixels for _ in range(batch)]))
             pictures += batch
-        pipe.send((pictures, time.perf_counter() - began, _cpu_seconds() - cpu_before))
+        pipe.send((pictures, time.perf_counter() - began_at, _cpu_seconds() - cpu_before))
 
 
 def _cpu_seconds() -> float:

@@ -1,7 +1,7 @@
-"""Load on a server, from a process of its own: a closed loop by h2load (or Python where it is absent), an open loop.
+"""Load on a server, from separate processes. A closed loop uses h2load where it is installed; an open loop uses Python.
 
-In: targets. Out: typed results with the generator's own CPU time, so that its share can be told. h2load takes gRPC
-failures for successes; whoever calls gRPC checks them on the server's side (see `systems.Running.failures`).
+In: targets. Out: typed results, with the CPU time of the generator itself. h2load counts failed gRPC calls as
+successes. Callers that measure a gRPC server therefore read its own count (`systems.Running.failures`).
 """
 
 import os
@@ -22,17 +22,17 @@ from benchmarks.outcomes import Outcome
 from benchmarks.plans import ClosedPlan, OpenPlan, Outcomes
 from benchmarks.target import Target
 
-WARM_UP_SECONDS = 0.5  # least
+WARM_UP_SECONDS = 0.5  # the shortest warm-up
 _GRACE_SECONDS = 60.0
 
 
 class LoadFailed(RuntimeError):
-    """The generator itself failed; the message has what it said."""
+    """The generator itself failed. The message contains its output."""
 
 
 @dataclass(frozen=True)
 class Closed:
-    """A closed-loop run: requests that ended in the measured time."""
+    """Result of a closed-loop run. It counts the requests that ended in the measured time."""
 
     clients: int
     seconds: float
@@ -45,7 +45,7 @@ class Closed:
 
 
 def generator() -> str:
-    """Name of the closed-loop generator that will be used, with its version."""
+    """Name and version of the closed-loop generator that is used on this machine."""
     h2load = shutil.which("h2load")
     if h2load is None:
         return "python asyncio"
@@ -56,9 +56,10 @@ def generator() -> str:
 def closed_loop(
     targets: Sequence[Target], *, clients: int, seconds: float, warm_up_seconds: float = WARM_UP_SECONDS
 ) -> Closed:
-    """`clients` connections, one request at a time each, spread evenly over `targets`. Raises `LoadFailed`.
+    """Load from `clients` connections with one request at a time each, spread evenly over `targets`.
 
-    What is answered in the warm-up does not count; it should be long enough for every client's first answer.
+    Answers within the warm-up do not count. Choose it long enough for the first answer of every client.
+    Raises `LoadFailed`.
     """
     if shutil.which("h2load") is None:
         return _closed_python(targets, clients=clients, seconds=seconds, warm_up_seconds=warm_up_seconds)
@@ -66,9 +67,9 @@ def closed_loop(
 
 
 def capacity_per_second(targets: Sequence[Target], *, clients: int, seconds: float) -> float:
-    """What a closed loop gets answered, once warm. Raises `LoadFailed` if that is nothing.
+    """Answers per second in a closed loop, after a warm-up of `seconds`. Raises `LoadFailed` if there is no answer.
 
-    By the generator that open loops have: what it takes of shared cores must not look like what the server loses.
+    It uses the Python generator, as open loops do. The generator then takes the same share of the cores in both.
     """
     _closed_python(targets, clients=clients, seconds=seconds)
     closed = _closed_python(targets, clients=clients, seconds=seconds)
@@ -78,7 +79,7 @@ def capacity_per_second(targets: Sequence[Target], *, clients: int, seconds: flo
 
 
 def open_loop(plan: OpenPlan) -> Outcomes:
-    """Follow the plan in a process of its own. Raises `LoadFailed`."""
+    """Send the requests of the plan from a separate process. Raises `LoadFailed`."""
     return _run_python(plan, limit_seconds=plan.arrivals_seconds[-1] + plan.deadline_seconds + _GRACE_SECONDS)
 
 
@@ -87,8 +88,8 @@ def _closed_python(
 ) -> Closed:
     plan = ClosedPlan(tuple(targets), clients=clients, warm_up_seconds=warm_up_seconds, seconds=seconds)
     outcomes = _run_python(plan, limit_seconds=seconds + warm_up_seconds + _GRACE_SECONDS)
-    latencies = [row.seconds for row in outcomes.rows if row.outcome is Outcome.ANSWERED]
-    return _closed(latencies, len(outcomes.rows) - len(latencies), clients, seconds, outcomes.cpu_seconds)
+    latencies = [record.seconds for record in outcomes.records if record.outcome is Outcome.ANSWERED]
+    return _closed(latencies, len(outcomes.records) - len(latencies), clients, seconds, outcomes.cpu_seconds)
 
 
 def _closed_h2load(targets: Sequence[Target], *, clients: int, seconds: float, warm_up_seconds: float) -> Closed:
@@ -101,26 +102,28 @@ def _closed_h2load(targets: Sequence[Target], *, clients: int, seconds: float, w
             if share:
                 started = _h2load(target, share, seconds, warm_up_seconds, Path(folder) / f"{number}")
                 runs.append((target, share, *started))
-        said, cpu_seconds = _run([command for _, _, command, _ in runs], seconds + warm_up_seconds + _GRACE_SECONDS)
-        for (target, share, _, log), printed in zip(runs, said, strict=True):
+        outputs, cpu_seconds = _run([command for _, _, command, _ in runs], seconds + warm_up_seconds + _GRACE_SECONDS)
+        for (target, share, _, log), output in zip(runs, outputs, strict=True):
             share_of_warm_up = warm_up_seconds / seconds
-            answered, others = judge(log.read_text(), printed, target, clients=share, warm_up=share_of_warm_up)
+            answered, others = read_h2load_log(log.read_text(), output, target, clients=share, warm_up=share_of_warm_up)
             latencies += answered
             failed += others
     return _closed(latencies, failed, clients, seconds, cpu_seconds)
 
 
-def judge(log: str, printed: str, target: Target, *, clients: int, warm_up: float) -> tuple[list[float], int]:
-    """Latencies of answered requests, and the number of others, from h2load's log and what it printed.
+def read_h2load_log(log: str, output: str, target: Target, *, clients: int, warm_up: float) -> tuple[list[float], int]:
+    """Latencies (seconds) of answered requests and the number of other requests, from h2load's log and output.
 
-    Its HTTP/1.1 parser reports status 0 where the status line has no reason phrase (TorchServe's has none). Those count
-    as answered only if all bodies together are as long as that many good ones and those of the warm-up (h2load counts
-    these bytes too, but logs no line for them; `warm_up` is its length as a share of what counts, and may have gone
-    twice as fast), give or take one for each client: those of errors are not.
+    `warm_up` is the length of the warm-up as a share of the measured time.
+
+    h2load's HTTP/1.1 parser reports status 0 for a status line without a reason phrase, as TorchServe sends it. Such
+    requests count as answered only if the bytes of all bodies match that many good replies; error bodies have another
+    length. h2load adds the bytes of the warm-up but logs no line for them. The allowance for them is twice the measured
+    rate, and one reply more or less for each client.
     """
     rows = [line.split("\t") for line in log.splitlines()]
     good = {"200"}
-    body = re.search(r"\((\d+)\) data", printed)
+    body = re.search(r"\((\d+)\) data", output)
     if body and target.reply_bytes:
         bodies, most = int(body[1]) / target.reply_bytes, len(rows) * (1 + 2 * warm_up)
         if len(rows) - clients <= bodies <= most + clients:
@@ -161,31 +164,34 @@ def _closed(latencies: list[float], failed: int, clients: int, seconds: float, c
 
 def _run_python(plan: OpenPlan | ClosedPlan, *, limit_seconds: float) -> Outcomes:
     with tempfile.TemporaryDirectory() as folder:
-        plan_path, rows_path = Path(folder) / "plan", Path(folder) / "rows"
+        plan_path, records_path = Path(folder) / "plan", Path(folder) / "records"
         plan_path.write_bytes(pickle.dumps(plan))
-        command = [sys.executable, "-m", "benchmarks.client", str(plan_path), str(rows_path)]
+        command = [sys.executable, "-m", "benchmarks.client", str(plan_path), str(records_path)]
         _run([command], limit_seconds)
-        if not rows_path.exists():
-            raise LoadFailed("the Python generator wrote no rows")
-        outcomes = pickle.loads(rows_path.read_bytes())  # noqa: S301 - written by our own child
+        if not records_path.exists():
+            raise LoadFailed("the Python generator wrote no records")
+        outcomes = pickle.loads(records_path.read_bytes())  # noqa: S301 - written by our own child
     assert isinstance(outcomes, Outcomes)
     return outcomes
 
 
 def _run(commands: Sequence[Sequence[str]], limit_seconds: float) -> tuple[list[str], float]:
-    """Run side by side to their ends; what each printed, and CPU seconds of all. Raises `LoadFailed`."""
+    """Run all commands at once until they end. Returns the output of each and the CPU seconds of all.
+
+    Raises `LoadFailed`.
+    """
     processes = [
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for command in commands
     ]
     before = os.times()
-    printed = []
+    outputs = []
     try:
         for process in processes:
-            said, _ = process.communicate(timeout=limit_seconds)
+            output, _ = process.communicate(timeout=limit_seconds)
             if process.returncode != 0:
-                raise LoadFailed(f"{process.args!r} ended with {process.returncode}\n{said[-2000:]}")
-            printed.append(said)
+                raise LoadFailed(f"{process.args!r} ended with {process.returncode}\n{output[-2000:]}")
+            outputs.append(output)
     except subprocess.TimeoutExpired as error:
         raise LoadFailed(f"the generator did not end within {limit_seconds:.0f} s") from error
     finally:
@@ -195,4 +201,4 @@ def _run(commands: Sequence[Sequence[str]], limit_seconds: float) -> tuple[list[
                 process.wait()
     after = os.times()
     spent = after.children_user + after.children_system - before.children_user - before.children_system
-    return printed, spent
+    return outputs, spent

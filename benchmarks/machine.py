@@ -1,4 +1,4 @@
-"""The machine a benchmark ran on, as it goes into every result file. Standard library only; starts nothing but git."""
+"""Description of the machine a benchmark runs on, for every result file. Standard library only; runs only git."""
 
 import datetime
 import importlib.metadata
@@ -12,13 +12,13 @@ from handlers.hardware import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "build" / "benchmarks"
-# What decides how fast a network runs on a CPU.
+# CPU features on which the speed of a network depends.
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and when. `load_average` is that of the last minute when the benchmark began."""
+    """The machine and the start time. `load_average` is that of the minute before the benchmark began."""
 
     started_utc: str
     cores: int
@@ -33,7 +33,7 @@ class Machine:
 
 
 def describe() -> Machine:
-    """This machine, now."""
+    """Describe this machine now."""
     cpu = _cpu_info()
     return Machine(
         started_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -45,12 +45,12 @@ def describe() -> Machine:
         python=platform.python_version(),
         torch=package_version("torch"),
         load_average=round(os.getloadavg()[0], 2),
-        git_revision=_revision(),
+        git_revision=revision(ROOT),
     )
 
 
 def package_version(name: str) -> str:
-    """Version of an installed distribution, `absent` where there is none."""
+    """Version of an installed distribution, or `absent`."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -66,15 +66,15 @@ def _cpu_info() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _revision() -> str:
+def revision(checkout: Path) -> str:
     """The commit, with `+changes` where the working tree differs from it; `unknown` outside a checkout."""
     try:
-        commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+        commit, changes = _git(checkout, "rev-parse", "HEAD"), _git(checkout, "status", "--porcelain")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return f"{commit}+changes" if changes else commit
 
 
-def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=20)
+def _git(checkout: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=checkout, capture_output=True, text=True, check=True, timeout=20)
     return done.stdout.strip()

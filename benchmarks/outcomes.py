@@ -1,4 +1,4 @@
-"""What became of each request sent, and the counts of it: every request has exactly one outcome, so the counts add up.
+"""The outcome of each request, and counts of outcomes. Every request has exactly one, so the counts add up.
 
 | outcome | gRPC | HTTP |
 | --- | --- | --- |
@@ -17,7 +17,7 @@ from benchmarks.figures import percentile
 
 
 class Outcome(StrEnum):
-    """Of one request."""
+    """Outcome of one request."""
 
     ANSWERED = "answered"
     REFUSED = "refused"
@@ -26,8 +26,12 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class Row:
-    """One request: when it was due, how much later it was sent, and how it ended, counted from when it was due."""
+class RequestRecord:
+    """One request.
+
+    `due_seconds`: its planned time, counted from the start of the run. `lag_seconds`: how much later it was sent.
+    `seconds`: its latency, counted from the planned time.
+    """
 
     due_seconds: float
     lag_seconds: float
@@ -37,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Tally:
-    """All requests of one run. Latencies are of answered ones and count from the time the request was due."""
+    """Counts of one run. Latencies are those of answered requests, counted from their planned times."""
 
     sent: int
     answered: int
@@ -49,12 +53,12 @@ class Tally:
     generator_lag_p99_ms: float
 
     def adds_up(self) -> bool:
-        """Whether every request sent has its outcome."""
+        """Whether every request sent has an outcome."""
         return self.sent == self.answered + self.refused + self.missed + self.failed
 
 
 def grpc_outcome(code: str) -> Outcome:
-    """Of a finished gRPC call, by the name of its code."""
+    """Outcome of a finished gRPC call. `code` is the name of its status code."""
     return {
         "OK": Outcome.ANSWERED,
         "RESOURCE_EXHAUSTED": Outcome.REFUSED,
@@ -64,7 +68,7 @@ def grpc_outcome(code: str) -> Outcome:
 
 
 def http_outcome(status: int) -> Outcome:
-    """Of a finished HTTP call, by its status."""
+    """Outcome of a finished HTTP call with a `status`."""
     return {
         200: Outcome.ANSWERED,
         429: Outcome.REFUSED,
@@ -74,17 +78,17 @@ def http_outcome(status: int) -> Outcome:
     }.get(status, Outcome.FAILED)
 
 
-def in_time(row: Row, deadline_seconds: float) -> Row:
-    """The row as judged by the deadline: an answer that came too late is a miss."""
-    if row.outcome is Outcome.ANSWERED and row.seconds > deadline_seconds:
-        return Row(row.due_seconds, row.lag_seconds, Outcome.MISSED, row.seconds)
-    return row
+def in_time(record: RequestRecord, deadline_seconds: float) -> RequestRecord:
+    """The record with the outcome MISSED if the answer came after the deadline; otherwise the same record."""
+    if record.outcome is Outcome.ANSWERED and record.seconds > deadline_seconds:
+        return RequestRecord(record.due_seconds, record.lag_seconds, Outcome.MISSED, record.seconds)
+    return record
 
 
-def tally(rows: Sequence[Row], *, sent: int) -> Tally:
-    """Count; `sent` is what the generator says, independently of the rows, so that `adds_up` can fail."""
-    counts = Counter(row.outcome for row in rows)
-    latencies = [row.seconds for row in rows if row.outcome is Outcome.ANSWERED]
+def tally(records: Sequence[RequestRecord], *, sent: int) -> Tally:
+    """Count the outcomes. `sent` is counted by the generator, not from the records, so that `adds_up` can fail."""
+    counts = Counter(record.outcome for record in records)
+    latencies = [record.seconds for record in records if record.outcome is Outcome.ANSWERED]
     return Tally(
         sent=sent,
         answered=counts[Outcome.ANSWERED],
@@ -93,5 +97,5 @@ def tally(rows: Sequence[Row], *, sent: int) -> Tally:
         failed=counts[Outcome.FAILED],
         p50_ms=percentile(latencies, 0.50) * 1e3,
         p99_ms=percentile(latencies, 0.99) * 1e3,
-        generator_lag_p99_ms=percentile([row.lag_seconds for row in rows], 0.99) * 1e3,
+        generator_lag_p99_ms=percentile([record.lag_seconds for record in records], 0.99) * 1e3,
     )

@@ -1,12 +1,14 @@
-"""What is answered in time when more comes than can be done: `python -m benchmarks.overload [--help]`.
+"""Goodput under overload: `python -m benchmarks.overload [--help]`.
 
-Open loop: Poisson arrivals from one seeded trace come at shares of a system's capacity, each request with a deadline:
-the call's deadline over gRPC, the client's time-out over HTTP (and the server's own time-out, where it has one, set to
-the same). Goodput is what is answered in time; a server that works on requests nobody waits for any more loses it.
-Every request sent is counted once. Capacity is what a closed loop gets answered without time-outs; it is measured
-before and after every load, on a second start of the same system, because machines drift within minutes. Both are
-loads by the same generator. Of the two servers, one is always stopped (SIGSTOP). The loads are gone through in several
-rounds, each on another part of the trace; the median over rounds is reported.
+Open loop: Poisson arrivals from one seeded trace, at rates that are shares of a system's capacity. Each request has a
+deadline: the deadline of the call over gRPC, the time-out of the client over HTTP. A server with a time-out of its own
+gets the same value. Goodput counts the answers that come in time. A server that works on requests whose callers have
+given up has less of it. Every request is counted once.
+
+Capacity is the throughput of a closed loop without time-outs. It is measured before and after every load on a second
+instance of the same system, because machines drift within minutes. One of the two instances is always paused (SIGSTOP).
+The same generator makes both loads. All loads are repeated in several rounds, each with another part of the trace; the
+median over the rounds is reported.
 """
 
 import argparse
@@ -37,8 +39,8 @@ from benchmarks.trace import Trace, poisson
 from handlers.hardware import usable_cores
 
 LOADS = (0.5, 0.9, 1.2, 2.0)
-CAPACITY_CLIENTS = 16  # two batches of eight: past the knee
-PATIENT_SECONDS = 60.0  # time-out of the start whose capacity is measured: one that gives up has none to show
+CAPACITY_CLIENTS = 16  # two batches of eight; more clients add little throughput
+PATIENT_SECONDS = 60.0  # time-out of the instance whose capacity is measured; a shorter one would refuse work
 TRACE_ARRIVALS = 200_000
 COUNTS = ("sent", "answered", "refused", "missed", "failed")
 
@@ -80,12 +82,12 @@ def measure_load(
     seconds: float,
     deadline_seconds: float,
 ) -> results.LoadPoint:
-    """Offer `share` of the capacity `before` for `seconds`, and measure the capacity again."""
+    """Offer `share` of the capacity `before` (calls per second) for `seconds`, then measure the capacity again."""
     arrivals = trace.at_rate(share * before, seconds)
-    with server.awake():
+    with server.resumed():
         outcomes = load.open_loop(OpenPlan(server.targets, arrivals, deadline_seconds))
     after = capacity()
-    counts = tally(outcomes.rows, sent=outcomes.sent)
+    counts = tally(outcomes.records, sent=outcomes.sent)
     goodput = counts.answered / seconds
     return results.LoadPoint(
         round=number,
@@ -106,7 +108,7 @@ def measure_load(
 def run_system(
     name: str, archive: Path, trace: Trace, options: argparse.Namespace, measured: _Measured, console: Console
 ) -> None:
-    """All loads of one system, each between two measurements of its capacity."""
+    """Run all loads on one system, each between two measurements of its capacity."""
     deadline_seconds = options.deadline_ms / 1000
     setup = Setup(shape=Shape(usable_cores(), 1), max_batch=options.max_batch, timeout_seconds=deadline_seconds)
     patient_setup = dataclasses.replace(setup, timeout_seconds=PATIENT_SECONDS)
@@ -130,7 +132,7 @@ def run_system(
             )
 
             def capacity() -> float:
-                with patient.awake():
+                with patient.resumed():
                     return load.capacity_per_second(
                         patient.targets, clients=CAPACITY_CLIENTS, seconds=options.seconds / 2
                     )
@@ -156,7 +158,7 @@ def run_system(
                     f"refused {point.refused}, missed {point.missed}, failed {point.failed}"
                 )
     except (PeerUnavailable, DidNotStart, load.LoadFailed, OSError) as error:
-        console.print(f"[red]{name} takes no part:[/] {escape(str(error))}")
+        console.print(f"[red]{name} is not measured:[/] {escape(str(error))}")
         measured.participants.append(results.Participant(name=name, model=archive.stem, error=str(error)))
 
 
@@ -168,7 +170,7 @@ def _paused(starting: contextlib.AbstractContextManager[Running]) -> Iterator[Ru
 
 
 def show(result: results.OverloadResult, console: Console) -> None:
-    """A table of all loads: medians over rounds, counts and the slowest answers of all rounds together."""
+    """Print a table of all loads: medians over the rounds, sums of the counts, and the highest p99 of all rounds."""
     table = Table(title=f"deadline {result.deadline_ms:.0f} ms; goodput by each system's own capacity")
     for column in (
         "system",
@@ -199,16 +201,16 @@ def show(result: results.OverloadResult, console: Console) -> None:
 
 
 def main() -> None:
-    """Measure, write overload.json, overload.png and the trace, print."""
+    """Measure, write overload.json, overload.png and the trace, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common(parser)
     parser.add_argument("--loads", type=float, nargs="+", default=list(LOADS), help="shares of capacity [0.5 .. 2]")
     parser.add_argument("--deadline-ms", type=float, default=200.0, help="of every request [200]")
     parser.add_argument("--seconds", type=float, help="of each measurement [8; quick: 3]")
-    parser.add_argument("--rounds", type=int, help="turns of every load [3; quick: 1]")
+    parser.add_argument("--rounds", type=int, help="repeats of every load [3; quick: 1]")
     parser.add_argument("--max-batch", type=int, default=8, help="largest batch of every system [8]")
     parser.add_argument("--seed", type=int, default=1, help="of the arrivals [1]")
-    parser.add_argument("--trace", type=Path, help="replay these arrivals instead of making some")
+    parser.add_argument("--trace", type=Path, help="file with arrivals to replay")
     options = parse(parser)
     options.seconds = options.seconds or (3.0 if options.quick else 8.0)
     options.rounds = options.rounds or (1 if options.quick else 3)
@@ -223,7 +225,7 @@ def main() -> None:
             run_system(name, archive_of(options.archives, options.models[0]), trace, options, measured, console)
         complete = True
     except KeyboardInterrupt:
-        console.print("[yellow]stopped early:[/] what was measured so far is kept")
+        console.print("[yellow]stopped early:[/] the results so far are kept")
     result = measured.result(complete=complete)
     results.write(options.out / "overload.json", result)
     plot_overload(result, options.out / "overload.png", console)

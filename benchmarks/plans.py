@@ -1,14 +1,17 @@
-"""What a load generator is told, and what it reports back: the values between `load` and the process `client`."""
+"""The values that `load` and the process `client` exchange: a plan of the load, and the outcomes of its requests."""
 
 from dataclasses import dataclass
 
-from benchmarks.outcomes import Row
+from benchmarks.outcomes import RequestRecord
 from benchmarks.target import Target
 
 
 @dataclass(frozen=True)
 class OpenPlan:
-    """Send to `targets` in turn at the given times; give up on each `deadline_seconds` after it was due."""
+    """Send to `targets` in turn at the given times, in seconds from the start of the run.
+
+    A request ends at the latest `deadline_seconds` after its planned time.
+    """
 
     targets: tuple[Target, ...]
     arrivals_seconds: tuple[float, ...]
@@ -17,7 +20,7 @@ class OpenPlan:
 
 @dataclass(frozen=True)
 class ClosedPlan:
-    """`clients` that each send the next request when the last is answered; only the last `seconds` count."""
+    """`clients` send the next request when the last one is answered. Only requests in the last `seconds` count."""
 
     targets: tuple[Target, ...]
     clients: int
@@ -27,8 +30,8 @@ class ClosedPlan:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What a run came to."""
+    """All requests of a run, and the CPU time of the generator."""
 
     sent: int
-    rows: tuple[Row, ...]
+    records: tuple[RequestRecord, ...]
     cpu_seconds: float

@@ -1,4 +1,4 @@
-"""Pictures of results: PNG files by matplotlib (the `plot` extra). Without it the JSON is all, and a line says so."""
+"""Plots of results: PNG files by matplotlib (the extra `plot`). Without matplotlib a message is printed instead."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ _NOTE_SIZE = 7
 
 
 def plot_serving(result: results.ServingResult, path: Path, console: Console) -> None:
-    """Throughput as a share of the limit, by clients; a panel per model."""
+    """Throughput as a share of the in-process limit, by clients. One panel per model."""
     models = sorted({turn.model for turn in result.turns})
     if not models:
         return
@@ -67,7 +67,7 @@ def plot_overload(result: results.OverloadResult, path: Path, console: Console) 
 
 
 def plot_scaling(result: results.ScalingResult, path: Path, console: Console) -> None:
-    """Throughput and CPU time per picture, as multiples of the in-process limit's, against each dimension."""
+    """Throughput and CPU time per picture as multiples of the in-process limit. One panel per dimension."""
     dimensions = sorted({point.dimension for point in result.points})
     if not dimensions:
         return
@@ -89,10 +89,10 @@ def plot_scaling(result: results.ScalingResult, path: Path, console: Console) ->
 
 
 def plot_startup(result: results.StartupResult, path: Path, console: Console) -> None:
-    """Seconds to the first answer, and memory at rest."""
+    """Seconds to the first answer, and idle memory."""
     if not result.starts:
         return
-    panels = {"seconds to first answer": result.median_seconds, "MiB at rest (PSS)": result.idle_pss_mib}
+    panels = {"seconds to first answer": result.median_seconds, "idle MiB (PSS)": result.idle_pss_mib}
 
     def draw(axes: Any, title: str) -> None:
         values = panels[title]
@@ -103,7 +103,7 @@ def plot_startup(result: results.StartupResult, path: Path, console: Console) ->
 
 
 def plot_soak(samples: list[tuple[float, dict[str, float]]], head: results.Head, path: Path, console: Console) -> None:
-    """PSS of every process over time; `samples` are (seconds, process -> MiB)."""
+    """PSS of every process over time. `samples` are pairs of seconds and MiB by process."""
     if not samples:
         return
 
@@ -123,7 +123,7 @@ def plot_soak(samples: list[tuple[float, dict[str, float]]], head: results.Head,
 
 
 def _doubling(axes: Any, values: Sequence[float]) -> None:
-    """A logarithmic axis marked where something was measured."""
+    """Make the horizontal axis logarithmic, with a tick at each measured value."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(values, [f"{value:g}" for value in values])
 
@@ -144,7 +144,7 @@ def _figure(
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415 - the `plot` extra
     except ImportError:
-        console.print("no picture: matplotlib is not installed (pip install 'mobilevision[plot]')", markup=False)
+        console.print("no plot: matplotlib is not installed (pip install 'mobilevision[plot]')", markup=False)
         return
     figure = Figure(figsize=(5.5 * len(panels), 4.4), layout="constrained")
     for number, panel in enumerate(panels, start=1):

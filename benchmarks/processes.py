@@ -1,8 +1,8 @@
-"""A server under measurement: all its processes, their CPU time and memory, paused between turns, ended for sure.
+"""The processes of a server under measurement: their CPU time and memory; pause, resume and stop for all of them.
 
-In: a command. Out: a `Group`, found by an environment variable that all its descendants inherit and by descent, so that
-daemons that detach themselves (Ray, circus) are counted as well. Linux only: reads /proc. It touches only processes
-that it started.
+In: a command. Out: a `Group` of the process and its descendants. Descendants are found by their parents and by an
+environment variable that they inherit, so daemons that detach themselves (Ray, circus) are found too. Linux only: it
+reads /proc. It sends signals only to processes of the group.
 """
 
 import contextlib
@@ -16,46 +16,49 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-_MARK = "BENCHMARK_GROUP"
+_GROUP_VARIABLE = "BENCHMARK_GROUP"
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_REST_SECONDS = 0.5  # over which a server must be idle to be done with what was left behind
-_IDLE_CPU_SHARE = 0.2  # of one core; daemons are never quite idle
+_REST_SECONDS = 0.5  # a server that was idle for this time has finished the work of the last turn
+_IDLE_CPU_SHARE = 0.2  # of one core; daemons always use some CPU time
 _MOST_REST_SECONDS = 20.0
 _TERM_SECONDS = 15.0
 
 
 class DidNotStart(RuntimeError):
-    """A server ended, or did not answer in time; the message ends with its log."""
+    """A server ended or did not answer in time. The message ends with the last lines of its log."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory of one process. Shared pages are split among their users in `pss_mib`, counted in full in `rss_mib`.
+    """Memory of one process. `pss_mib` divides shared pages among the processes that use them, `rss_mib` does not.
 
-    `name` is the program's; of a Python process, that of the module or the file it runs.
+    `name` is the name of the program, and for a Python process that of the module or file it runs. `descriptors` and
+    `threads` are counts.
     """
 
     pid: int
     name: str
     pss_mib: float
     rss_mib: float
+    descriptors: int = 0
+    threads: int = 0
 
 
 @dataclass(frozen=True)
 class _Stat:
     parent: int
     started_ticks: int
-    cpu_ticks: int  # its own, and that of its children that have ended
+    cpu_ticks: int  # of the process and of its children that have ended
 
 
 class Group:
-    """A started command and all its descendants. Use as a context manager: leaving ends them all."""
+    """A started command and all its descendants. Use as a context manager; leaving it ends them all."""
 
     def __init__(self, command: Sequence[str], *, environment: Mapping[str, str], log: Path, cwd: Path) -> None:
-        self._mark = f"{_MARK}={uuid.uuid4().hex}"
-        name, _, value = self._mark.partition("=")
-        self._seen: set[tuple[int, int]] = set()  # (pid, start time): a number may be another process's later
+        self._tag = f"{_GROUP_VARIABLE}={uuid.uuid4().hex}"
+        name, _, value = self._tag.partition("=")
+        self._seen: set[tuple[int, int]] = set()  # (pid, start time), because process numbers are reused
         self.log = log
         with log.open("wb") as stream:
             self._process = subprocess.Popen(
@@ -65,7 +68,7 @@ class Group:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
-                start_new_session=True,  # Ctrl-C is for the benchmark, which then ends its servers in order
+                start_new_session=True,  # Ctrl-C goes to the benchmark only, which then ends its servers
             )
 
     def __enter__(self) -> Self:
@@ -74,23 +77,35 @@ class Group:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    @property
+    def pid(self) -> int:
+        """The number of the command's process, which leads a process group of its own."""
+        return self._process.pid
+
+    def wait(self, limit_seconds: float) -> int:
+        """Wait until the command has ended: its exit status. -1: it did not end in time."""
+        try:
+            return self._process.wait(limit_seconds)
+        except subprocess.TimeoutExpired:
+            return -1
+
     def check_alive(self) -> None:
-        """Raise `DidNotStart` when the command has ended."""
+        """Raises `DidNotStart` if the command has ended."""
         if (status := self._process.poll()) is not None:
             raise DidNotStart(f"it ended with status {status}\n{self.log_tail()}")
 
     def log_tail(self, lines: int = 25) -> str:
-        """The last lines of what it printed."""
+        """The last lines of its output."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def members(self) -> list[int]:
         """Process numbers of the command and its descendants that are alive."""
         stats = _all_stats()
-        mark = self._mark.encode()
+        tag = self._tag.encode()
         found = {
             pid
             for pid, stat in stats.items()
-            if pid == self._process.pid or (pid, stat.started_ticks) in self._seen or mark in _environment(pid)
+            if pid == self._process.pid or (pid, stat.started_ticks) in self._seen or tag in _environment(pid)
         }
         grown = True
         while grown:
@@ -101,33 +116,34 @@ class Group:
         return sorted(found & stats.keys())
 
     def cpu_seconds(self) -> float:
-        """CPU time spent so far by all of them, ended ones included."""
+        """CPU seconds of all processes so far, ended processes included."""
         stats = (_stat(pid) for pid in self.members())
         return sum(stat.cpu_ticks for stat in stats if stat is not None) / _TICKS_PER_SECOND
 
     def memory(self) -> list[Memory]:
-        """Memory of each of them, now."""
+        """Memory of each process now."""
         return [memory for pid in self.members() if (memory := _memory(pid)) is not None]
 
     def pause(self) -> None:
-        """Stop all of them, so that an idle server costs the others nothing.
+        """Stop all processes (SIGSTOP), so that this server uses no CPU time while others are measured.
 
-        What a load generator left behind is done with first: work that was paused looks stuck when it goes on.
+        It waits first until the server has finished the work of the last turn. Work that is paused midway would look
+        like a hung worker after `resume`.
         """
-        end = time.monotonic() + _MOST_REST_SECONDS
+        give_up_at = time.monotonic() + _MOST_REST_SECONDS
         busy = True
-        while busy and time.monotonic() < end:
+        while busy and time.monotonic() < give_up_at:
             before = self.cpu_seconds()
             time.sleep(_REST_SECONDS)
             busy = self.cpu_seconds() - before > _IDLE_CPU_SHARE * _REST_SECONDS
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let all of them go on."""
+        """Let all processes continue (SIGCONT)."""
         self._signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """End all of them: politely, then by force."""
+        """End all processes: SIGTERM to the command first, then SIGKILL to all that remain."""
         self.resume()
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
@@ -148,7 +164,7 @@ class Group:
 
 
 def _all_stats() -> dict[int, _Stat]:
-    pids = (int(name) for name in os.listdir("/proc") if name.isdecimal())  # noqa: PTH208 - names are all it needs
+    pids = (int(name) for name in os.listdir("/proc") if name.isdecimal())  # noqa: PTH208 - only the names are needed
     return {pid: stat for pid in pids if (stat := _stat(pid)) is not None}
 
 
@@ -172,7 +188,7 @@ def _environment(pid: int) -> bytes:
 
 
 def program(command: Sequence[str]) -> str:
-    """What a command line runs: the program's name, for Python that of the module or the file."""
+    """Name of the program that a command line runs, and for Python that of the module or file."""
     name, *rest = command
     if Path(name).name.startswith("python"):
         for number, word in enumerate(rest):
@@ -190,6 +206,7 @@ def _memory(pid: int) -> Memory | None:
     try:
         resident_pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        descriptors, threads = (sum(1 for _ in Path(f"/proc/{pid}/{what}").iterdir()) for what in ("fd", "task"))
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return None
@@ -201,4 +218,6 @@ def _memory(pid: int) -> Memory | None:
         name=program(command),
         pss_mib=round(pss_kib / 1024, 2),
         rss_mib=round(resident_pages * _PAGE_BYTES / 2**20, 2),
+        descriptors=descriptors,
+        threads=threads,
     )

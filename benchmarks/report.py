@@ -1,6 +1,6 @@
 """The measured results as one page: `python -m benchmarks.report > docs/performance.md`.
 
-In: the files in `benchmarks/measured`. Out: Markdown; a result that is not there has no section. Measures nothing.
+In: the files in `benchmarks/measured`. Out: Markdown with a section for each file. This module measures nothing.
 """
 
 import ast
@@ -38,23 +38,27 @@ def spread(found: Result | None) -> str:
 
 
 def made_by(head: Result) -> str:
-    """The command, and where and when it ran."""
+    """The command, the machine and the date."""
     words = [f"python -m benchmarks.{head['benchmark']}"]
     for name, value in head["options"].items():
         if value not in {"False", "None"} and name not in {"json", "archives"}:
             given = " ".join(map(str, ast.literal_eval(value))) if value.startswith("[") else value
             words.append(f"--{name.replace('_', '-')}" + ("" if value == "True" else f" {given}"))
-    machine = head["machine"]
     stopped = "" if head["complete"] else "; stopped early, what was measured until then is kept"
+    return f"```\n{' '.join(words)}\n```\n\n{made_on(head)}{stopped}."
+
+
+def made_on(head: Result) -> str:
+    """The machine and the date."""
+    machine = head["machine"]
     return (
-        f"```\n{' '.join(words)}\n```\n\n"
         f"{machine['cores']} cores ({machine['cpu_model']}), {machine['memory_gib']:.0f} GiB, "
-        f"torch {machine['torch']}, {machine['started_utc'][:10]}, revision {machine['git_revision'][:12]}{stopped}."
+        f"torch {machine['torch']}, {machine['started_utc'][:10]}, revision {machine['git_revision'][:12]}"
     )
 
 
 def serving(result: Result) -> str:
-    """Share of the limit, latency, CPU time and memory; what is added to a picture that comes alone."""
+    """Share of the limit, latency, CPU time and memory, and the latency added to a single picture."""
     systems = [name for name in SYSTEMS if any(turn["system"] == name for turn in result["turns"])]
     columns = [SYSTEMS[name] for name in systems]
     cases = sorted({(turn["model"], turn["clients"]) for turn in result["turns"]})
@@ -86,8 +90,9 @@ def serving(result: Result) -> str:
             made_by(result["head"]),
             "![throughput as a share of the in-process limit, by clients](serving.png)",
             table(["model", "clients", *columns], shares),
-            "Median over the rounds, lowest and highest in brackets; each turn against the limit just before and "
-            "after it, which for one client is one plain process, a picture at a time.",
+            "Median over the rounds, with the lowest and the highest in brackets. Each turn is divided by the limit "
+            "measured just before and after it. For one client the limit is one plain process with one picture at a "
+            "time.",
             f"CPU time of all processes of a server per picture, ms, {at_most}:",
             table(["model", *columns], medians("server_cpu_ms_per_picture", 1)),
             f"p50 of a call, ms, {at_most}:",
@@ -96,14 +101,14 @@ def serving(result: Result) -> str:
             table(["model", *columns], medians("p99_ms", 0)),
             f"Memory of a server, MiB (PSS), {at_most}:",
             table(["model", *columns], medians("pss_mib", 0)),
-            "Mean latency of a picture that comes alone, ms more than in one plain process just before and after:",
+            "Mean latency at one client, less the time of a picture in one plain process just before and after, ms:",
             table(["model", *columns], added),
         ]
     )
 
 
 def overload(result: Result) -> str:
-    """What is answered in time, by load."""
+    """Answers in time, by load."""
 
     def rows() -> Rows:
         for system, by_load in result["goodput_over_capacity"].items():
@@ -127,13 +132,13 @@ def overload(result: Result) -> str:
             made_by(result["head"]),
             "![answered in time, by load](overload.png)",
             table([*head, "missed", "failed", "p99 of answered, ms"], rows()),
-            f"Deadline {result['deadline_ms']:.0f} ms. Every request sent is counted once.",
+            f"Deadline {result['deadline_ms']:.0f} ms. Every request is counted once.",
         ]
     )
 
 
 def soak(result: Result) -> str:
-    """Memory by process, and whether anything was lost."""
+    """Memory by process, and counts of requests."""
     rows = (
         [
             one["name"],
@@ -160,7 +165,7 @@ def soak(result: Result) -> str:
 
 
 def startup(result: Result) -> str:
-    """Seconds to the first answer, memory at rest, images."""
+    """Seconds to the first answer, idle memory, sizes of images."""
     rows = (
         [SYSTEMS.get(system, system), f"{seconds:.1f}", f"{result['idle_pss_mib'][system]:.0f}"]
         for system, seconds in sorted(result["median_seconds"].items(), key=lambda item: item[1])
@@ -172,20 +177,20 @@ def startup(result: Result) -> str:
         [
             "## Start",
             made_by(result["head"]),
-            table(["system", "seconds to the first right answer", "MiB at rest (PSS)"], rows),
+            table(["system", "seconds to the first correct answer", "idle MiB (PSS)"], rows),
             *([f"Images: {', '.join(images)}."] if images else []),
         ]
     )
 
 
 def scaling(result: Result) -> str:
-    """Cost against one thing at a time, by the limit measured beside it."""
+    """Throughput and cost by dimension, as multiples of the limit."""
     parts = [
         "## What cost grows with",
         made_by(result["head"]),
         "![throughput and CPU time by batch, picture, models, gateways](scaling.png)",
-        f"Model `{result['model']}`. Throughput and CPU time per picture are multiples of those of plain processes "
-        "that decode and run the benchmark's picture, 256 px, in batches of 8.",
+        f"Model `{result['model']}`. Throughput and CPU time per picture are multiples of the in-process limit: plain "
+        "processes that decode and run a picture of 256 px in batches of 8.",
     ]
     for dimension in dict.fromkeys(point["dimension"] for point in result["points"]):
         points = [point for point in result["points"] if point["dimension"] == dimension]
@@ -202,12 +207,63 @@ def scaling(result: Result) -> str:
     return "\n\n".join(parts)
 
 
+def gpu(result: Result) -> str:
+    """The modules on a GPU, with and without CUDA graphs. One table for each model."""
+    points = {(one["model"], one["dtype"], one["batch"], one["graphs"]): one for one in result["points"]}
+    agreements = {(one["model"], one["dtype"]): one for one in result["agreements"]}
+
+    def rows(model: str) -> Rows:
+        for dtype, batch in dict.fromkeys((one[1], one[2]) for one in points if one[0] == model):
+            graphed, eager = (points.get((model, dtype, batch, graphs)) for graphs in (True, False))
+            speedup = result["graph_speedup"].get(f"{model}/{dtype}/{batch}")
+            busy_ms = (graphed or eager or {}).get("device_ms")
+            same = agreements.get((model, f"{dtype}+graphs")) or agreements.get((model, dtype))
+            yield [
+                dtype,
+                str(batch),
+                *(_NOTHING if one is None else f"{one['per_second']:,.0f}" for one in (graphed, eager)),
+                _NOTHING if speedup is None else f"{speedup:.2f}",
+                _NOTHING if busy_ms is None else f"{busy_ms:.2f}",
+                _NOTHING if same is None else f"{same['same']:.4f}",
+                _NOTHING if same is None else f"{same['largest_score_difference']:.5f}",
+            ]
+
+    head = ["dtype", "batch", "pictures/s with graphs", "without", "with / without", "device ms", "same as float32"]
+    parts = [
+        "## On a GPU",
+        f"{result['device']}, {made_on(result['head'])}. `python -m benchmarks.gpu` ran the modules in one process, "
+        "from pixels in memory to answers in memory, without decoding and without a server.",
+        "*With* and *without* refer to CUDA graphs. *Device ms* is the time the device works on a batch, with graphs "
+        "where that was measured. *Same as float32* is the share of pictures with the same best label or box, in "
+        "segmentation the share of equal pixels; in the rows of float32 itself, runs without graphs are compared with "
+        "runs with graphs. Beside it is the largest difference of a score; a class map has no scores, so it is 0 "
+        "there.",
+    ]
+    for model in dict.fromkeys(one[0] for one in points):
+        parts += [f"`{model}`:", table([*head, "largest score difference"], rows(model))]
+    limit = [
+        f"`{one['model']}` {one['per_second']:,.0f} pictures/s in {one['shape']}, batches of {one['batch']}"
+        for one in result["served"].get("limit", {}).get("limit_turns", ())
+    ]
+    if limit:
+        parts.append(
+            f"The in-process limit (processes x threads), with decoding, without a server: {'; '.join(limit)}."
+        )
+    if result["errors"]:
+        parts += [
+            "What is missing, and how the file was merged:",
+            "\n".join(f"* {error}" for error in result["errors"]),
+        ]
+    return "\n\n".join(parts)
+
+
 _SECTIONS: dict[str, Callable[[Result], str]] = {
     "serving": serving,
     "overload": overload,
     "startup": startup,
     "scaling": scaling,
     "soak": soak,
+    "gpu": gpu,
 }
 
 
@@ -216,10 +272,10 @@ def page(measured: Path = MEASURED) -> str:
     found = {name: measured / f"{name}.json" for name in _SECTIONS}
     sections = [_SECTIONS[name](json.loads(path.read_bytes())) for name, path in found.items() if path.exists()]
     begin = (
-        "# Performance\n\nWhat was measured last: `python -m benchmarks.report` makes this page from "
-        "[the files](../benchmarks/measured). [benchmarks/README.md](../benchmarks/README.md) says how to read them "
-        "and how the others were set up. The machine is shared and its speed drifts: only ratios within one run mean "
-        "something."
+        "# Performance\n\n`python -m benchmarks.report` makes this page from the latest "
+        "[result files](../benchmarks/measured). [benchmarks/README.md](../benchmarks/README.md) explains the figures "
+        "and the set-up of the other servers. The machine is shared and its speed drifts, so only ratios within one "
+        "run can be compared."
     )
     return "\n\n".join([begin, *sections]) + "\n"
 

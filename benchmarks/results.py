@@ -1,13 +1,13 @@
-"""The result files: plain frozen records, written as JSON with the machine beside the figures, readable again.
+"""The result files: frozen dataclasses, written as JSON together with a description of the machine.
 
-Standard library only, so that `benchmarks.gpu` can write its file on a machine that has little else. Every file says
-which schema it has; a figure that could not be measured is left out or comes with an `error`, never guessed.
+Standard library only, so that `benchmarks.gpu` can write its file on a machine with few packages. Every file has the
+version of its schema. A figure that could not be measured is left out or has an `error` beside it.
 """
 
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Head:
-    """What every result file begins with. `complete` is false where the run was cut short; its figures are real."""
+    """Head of every result file. `complete` is false if the run was cut short; its figures are valid all the same."""
 
     benchmark: str
     machine: Machine
@@ -30,7 +30,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Participant:
-    """One system as it took part, or why it did not."""
+    """One system with its settings, or the `error` because of which it was not measured."""
 
     name: str
     model: str
@@ -68,9 +68,9 @@ class Turn:
 
 @dataclass(frozen=True)
 class LimitTurn:
-    """The in-process limit in one round, before or after the turns of the systems with so many clients.
+    """The in-process limit in one round, before or after a turn of a system with this number of clients.
 
-    With one client it is one plain process, a picture at a time, the others idle.
+    With one client it is one plain process with one picture at a time; the other processes are idle.
     """
 
     round: int
@@ -84,7 +84,7 @@ class LimitTurn:
 
 @dataclass(frozen=True)
 class Tried:
-    """One candidate of the search for a system's best set-up, or for the limit's."""
+    """One set-up that was tried in the search for the best one of a system or of the limit."""
 
     system: str
     model: str
@@ -112,9 +112,10 @@ class ServingResult:
 
 @dataclass(frozen=True)
 class LoadPoint:
-    """One open-loop run. `goodput_over_capacity`: answered in time per second, by the system's own capacity.
+    """One open-loop run. `goodput_over_capacity`: answers in time per second / capacity of the same system.
 
-    That is the mean of `capacity_per_second`, measured just before and just after; the load is by the former.
+    `capacity_per_second` was measured just before and just after. Goodput is divided by the mean of both. `load` is
+    the share of the first.
     """
 
     round: int
@@ -140,7 +141,7 @@ class LoadPoint:
 
 @dataclass(frozen=True)
 class OverloadResult:
-    """`overload.json`. `goodput_over_capacity`: system -> load, rising."""
+    """`overload.json`. `goodput_over_capacity` is by system and then by load, in rising order."""
 
     head: Head
     deadline_ms: float
@@ -190,14 +191,17 @@ class SoakResult:
 
 @dataclass(frozen=True)
 class RollingResult:
-    """`rolling.json`. Failures are what callers saw; `refused_by_draining` is what the client asked another for."""
+    """`rolling.json`. `failed` counts calls that failed for the caller.
+
+    `refused_by_draining` counts calls that an instance refused and the client repeated on another one.
+    """
 
     head: Head
     model: str
     minutes: float
     per_second: float
     replacements: int
-    exit_statuses: dict[str, int]  # of the instances that were replaced
+    exit_statuses: dict[str, int]  # exit status -> replaced instances
     sent: int
     answered: int
     failed: int
@@ -212,8 +216,8 @@ class RollingResult:
 
 
 @dataclass(frozen=True)
-class MarkStep:
-    """One load on one pod. `recorded`: series -> values, once a second; `le=X` is a bucket of call times."""
+class LoadStep:
+    """One load on one pod. `recorded`: series -> values, one per second; `le=X` is a bucket of call durations."""
 
     load: float  # offered / capacity
     offered_per_second: float
@@ -225,23 +229,26 @@ class MarkStep:
     p50_ms: float
     p99_ms: float
     generator_lag_p99_ms: float
-    calls_in_work: float  # mean
+    calls_in_flight: float  # mean
     queue_age_seconds: float  # mean
     recorded: dict[str, str]
 
 
 @dataclass(frozen=True)
-class MarksResult:
-    """`marks.json`. `marks`: calls per second at the share `planned` of the capacity, calls in work at the capacity."""
+class LoadProfileResult:
+    """`load_profile.json`.
+
+    `thresholds`: the calls per second at `planned_load`, a share of the capacity; the calls in flight at the capacity.
+    """
 
     head: Head
     model: str
     cores: int
     capacity_per_second: float
-    planned: float
+    planned_load: float
     deadline_ms: float
-    steps: list[MarkStep]
-    marks: dict[str, float]
+    steps: list[LoadStep]
+    thresholds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -259,7 +266,7 @@ class Start:
 
 @dataclass(frozen=True)
 class ImageSize:
-    """Size of a container image, or why it is not known."""
+    """Size of a container image, or the reason why it is unknown."""
 
     image: str
     mib: float | None
@@ -268,7 +275,7 @@ class ImageSize:
 
 @dataclass(frozen=True)
 class StartupResult:
-    """`startup.json`. `median_seconds` and `idle_pss_mib` are by system."""
+    """`startup.json`. `median_seconds` and `idle_pss_mib` are medians by system."""
 
     head: Head
     participants: list[Participant]
@@ -280,9 +287,9 @@ class StartupResult:
 
 @dataclass(frozen=True)
 class ScalingPoint:
-    """Throughput, CPU time and memory at one value of what is varied.
+    """Throughput, CPU time and memory at one `value` of the varied `dimension`.
 
-    `share_of_limit`, `cost_over_limit`: throughput and CPU time per picture as multiples of the in-process limit's.
+    `share_of_limit`, `cost_over_limit`: throughput and CPU time per picture as multiples of the in-process limit.
     """
 
     dimension: str
@@ -306,11 +313,11 @@ class ScalingResult:
 
 @dataclass(frozen=True)
 class GpuPoint:
-    """One module at one batch size in one process. `device_ms`: the device busy with a batch; none on a CPU."""
+    """One module at one batch size in one process. `device_ms`: time the device works on a batch; None on a CPU."""
 
     model: str
     dtype: str
-    graphs: bool | None  # None: this runtime has no such choice
+    graphs: bool | None  # with CUDA graphs; None: this runtime has no graphs
     batch: int
     per_second: float
     p50_ms: float
@@ -321,13 +328,26 @@ class GpuPoint:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a dtype's answers compare with float32's: share of pictures with the same best label, or of equal pixels."""
+    """Agreement of a dtype with float32: share of pictures with the same best label, or share of equal pixels."""
 
     model: str
     dtype: str
     pictures: int
     same: float
     largest_score_difference: float
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """One archive that was loaded and run at every batch size before the measurements."""
+
+    model: str
+    dtype: str
+    graphs: bool | None
+    batches: list[int]
+    seconds: float
+    peak_memory_mib: float | None
+    context_works: bool  # whether the device still answered afterwards
 
 
 @dataclass(frozen=True)
@@ -338,13 +358,14 @@ class GpuResult:
     device: str
     points: list[GpuPoint]
     agreements: list[Agreement]
-    served: dict[str, Any]  # parts of a serving.json; empty without wheels
+    served: dict[str, Any]  # with and without graphs: parts of a serving.json; empty without wheels
     errors: list[str]
     graph_speedup: dict[str, float]  # model/dtype/batch -> with / without
+    smoke: list[Smoke] = field(default_factory=list)
 
 
 def write(path: Path, result: Any) -> None:
-    """Write a result atomically. NaN and infinities, which JSON lacks, become null."""
+    """Write a result atomically. NaN and infinity become null, because JSON has no such numbers."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = json.dumps(_plain(dataclasses.asdict(result)), indent=1, allow_nan=False)
     part = path.with_name(path.name + ".part")

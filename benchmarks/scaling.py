@@ -1,14 +1,14 @@
-"""How cost grows: `python -m benchmarks.scaling [--help]`. Throughput, CPU time and memory against one thing at a time.
+"""Throughput, CPU time and memory against one dimension at a time: `python -m benchmarks.scaling [--help]`.
 
 | dimension | what is measured |
 | --- | --- |
-| `batch` | the module with decoding in plain processes, at each batch size |
-| `picture side px` | our server, pictures of growing size; the model's input stays what it is |
-| `models loaded` | our server with copies of the archive under other names, the same clients spread over all of them |
-| `gateway processes` | our server with one gateway process, and with more |
+| `batch` | decoding and the module in plain processes, at each batch size |
+| `picture side px` | our server, pictures of growing size; the size of the model's input does not change |
+| `models loaded` | our server with copies of the archive under other names; the clients are spread over them |
+| `gateway processes` | our server with one and with more gateway processes |
 
-Everything by turns with the in-process limit at one fixed case (the benchmark's picture, batches of 8), and given as a
-multiple of it. Workers and threads are what the server chooses by itself.
+The in-process limit for one fixed case (a picture of 256 px, batches of 8) is measured before and after each
+measurement, and results are multiples of it. The server chooses its number of workers and threads.
 """
 
 import argparse
@@ -28,16 +28,17 @@ from benchmarks.processes import DidNotStart
 from benchmarks.serving import measure
 from benchmarks.systems import OURS, Setup, running
 from benchmarks.target import picture
+from handlers.contract.archive_file import MODULE_ENTRY
 from handlers.hardware import usable_cores
-from model_store import archive as archives
+from model_store.build import archive as archives
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 REFERENCE_BATCH = 8
-TURNS = 2  # of one start of a server
+TURNS = 2  # for each start of a server
 SIDES_PX = (128, 256, 512, 1024, 2048)
 MODELS = (1, 2, 4)
 GATEWAYS = (1, 2)
-# The server's own choice, in place of what `Setup` says.
+# 0: the server chooses. These settings override `Setup.shape`.
 _CHOSEN = (("WORKERS_PER_MODEL", "0"), ("WORKER_THREADS", "0"))
 
 
@@ -69,7 +70,7 @@ class _Measured:
 
 
 class Reference:
-    """The in-process limit at the fixed case, measured again after every turn."""
+    """The in-process limit for the fixed case, measured again after every turn."""
 
     def __init__(self, processes: InProcess, seconds: float) -> None:
         self._processes = processes
@@ -77,7 +78,7 @@ class Reference:
         self._last = processes.measure(REFERENCE_BATCH, seconds)
 
     def beside(self, point: results.ScalingPoint) -> results.ScalingPoint:
-        """The point measured just now, with its multiples of the limit before and after it."""
+        """Add to the point its multiples of the limit, the mean of before and after the measurement."""
         before, self._last = self._last, self._processes.measure(REFERENCE_BATCH, self._seconds)
         speed = (before.per_second + self._last.per_second) / 2
         cost = (before.cpu_ms_per_picture + self._last.cpu_ms_per_picture) / 2
@@ -89,10 +90,10 @@ class Reference:
 
 
 def copies(archive: Path, count: int, folder: Path) -> list[Path]:
-    """The archive under `count` names: models that differ in nothing but their name."""
+    """Write `count` copies of the archive to `folder`. They are models that differ only in name."""
     card = archives.read_card(archive)
     with zipfile.ZipFile(archive) as packed:
-        module = packed.read(archives.MODULE_FILE)
+        module = packed.read(MODULE_ENTRY)
     return [
         archives.write(folder, card.model_copy(update={"name": f"{card.name}.copy{number}"}), module)
         for number in range(1, count + 1)
@@ -100,7 +101,7 @@ def copies(archive: Path, count: int, folder: Path) -> list[Path]:
 
 
 def by_batch(archive: Path, options: argparse.Namespace, processes: InProcess) -> Iterator[results.ScalingPoint]:
-    """In plain processes."""
+    """Batches of growing size in plain processes."""
     reference = Reference(processes, options.seconds / 2)
     for batch in options.batches:
         for _ in range(TURNS):
@@ -127,7 +128,7 @@ def _served(
         server.group.pause()
         reference = Reference(processes, options.seconds / 2)
         for _ in range(TURNS):
-            with server.awake():
+            with server.resumed():
                 turn = measure(server, model=served[0].stem, number=0, clients=options.clients, seconds=options.seconds)
             yield reference.beside(
                 results.ScalingPoint(
@@ -148,7 +149,7 @@ def by_side(archive: Path, options: argparse.Namespace, processes: InProcess) ->
 
 
 def by_models(archive: Path, options: argparse.Namespace, processes: InProcess) -> Iterator[results.ScalingPoint]:
-    """More models behind one server, which share the cores."""
+    """More models on one server; they share the cores."""
     with tempfile.TemporaryDirectory() as folder:
         served = copies(archive, max(options.copies), Path(folder))
         for count in options.copies:
@@ -171,7 +172,7 @@ DIMENSIONS: dict[str, Callable[[Path, argparse.Namespace, InProcess], Iterator[r
 
 
 def main() -> None:
-    """Measure, write scaling.json and scaling.png, print."""
+    """Measure, write scaling.json and scaling.png, and print a line for each point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common(parser, peers=False)
     parser.add_argument("--dimensions", nargs="+", choices=list(DIMENSIONS), default=list(DIMENSIONS), help="[all]")
@@ -180,7 +181,7 @@ def main() -> None:
     parser.add_argument("--copies", type=int, nargs="+", help="models loaded [1 2 4; quick: 1 2]")
     parser.add_argument("--clients", type=int, default=32, help="connections [32]")
     parser.add_argument("--seconds", type=float, help="of each measurement [4; quick: 2]")
-    parser.add_argument("--rounds", type=int, help="turns of everything [2; quick: 1]")
+    parser.add_argument("--rounds", type=int, help="repeats of all measurements [2; quick: 1]")
     options = parse(parser)
     options.batches = options.batches or ([1, 8] if options.quick else list(BATCHES))
     options.sides = options.sides or ([256, 1024] if options.quick else list(SIDES_PX))
@@ -202,7 +203,7 @@ def main() -> None:
                         console.print(f"  {_line(point)}")
         complete = True
     except (KeyboardInterrupt, LimitFailed, DidNotStart, load.LoadFailed) as stopped:
-        console.print(f"[yellow]stopped early:[/] {stopped or 'Ctrl-C'}; what was measured so far is kept")
+        console.print(f"[yellow]stopped early:[/] {stopped or 'Ctrl-C'}; the results so far are kept")
     result = measured.result(complete=complete)
     results.write(options.out / "scaling.json", result)
     plot_scaling(result, options.out / "scaling.png", console)

@@ -1,8 +1,9 @@
-"""Memory under long load: `python -m benchmarks.soak [--minutes 10] [--help]`. Exit status 1 if something grows.
+"""Memory under long load: `python -m benchmarks.soak [--minutes 10] [--help]`. Exit status 1 if a check fails.
 
-Open loop at 0.9 of a capacity measured first, in slices of half a minute (what is measured survives Ctrl-C). The memory
-(PSS) of every process of our server is sampled; its least-squares slope over the last four fifths must stay in bounds,
-every request must have an outcome, no process may end, and every shared-memory slot must be free at the end.
+Open loop at 0.9 of the capacity, which is measured first. The load comes in slices of half a minute, so the results so
+far survive Ctrl-C. The memory (PSS) of every process of our server is sampled. Checks: the least-squares slope of the
+memory over the last four fifths stays within bounds, every request has an outcome, no process ends, and every
+shared-memory slot is free at the end.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from benchmarks import load, results
 from benchmarks.figures import slope
 from benchmarks.limit import Shape
 from benchmarks.options import add_common, archive_of, head_of, make_console, parse
-from benchmarks.outcomes import Row, tally
+from benchmarks.outcomes import RequestRecord, tally
 from benchmarks.overload import CAPACITY_CLIENTS
 from benchmarks.plans import OpenPlan
 from benchmarks.plot import plot_soak
@@ -32,23 +33,25 @@ from handlers.hardware import usable_cores
 SLOTS_METRIC = "mobilevision_shm_slots"
 FREE_STATE = "free"
 SLICE_SECONDS = 30.0
-STEADY_FROM = 0.2  # share of the time that is left out: caches fill, the JVM compiles
-NOISE_MIB = 4.0  # what an allocator moves without leaking; the bound of a short run
-SETTLE_SECONDS = 2.0
+STEADY_FROM = 0.2  # share of the time that is left out: caches fill and the JVM compiles
+NOISE_MIB = 4.0  # growth that an allocator causes without a leak; the bound of a short run
+RELEASE_SECONDS = 2.0  # for the last answers to release their slots
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Memory of all processes at one time: PSS in MiB by (number, name)."""
+    """All processes at one time, by (process number, name): PSS in MiB, descriptors, threads."""
 
     seconds: float
     mib: dict[tuple[int, str], float]
+    descriptors: dict[tuple[int, str], int] = field(default_factory=dict)
+    threads: dict[tuple[int, str], int] = field(default_factory=dict)
 
 
 def trend(
     process: tuple[int, str], samples: Sequence[Sample], *, bound_mib_per_hour: float
 ) -> results.ProcessTrend | None:
-    """How the memory of one process moved over the steady part; None for one that was not there at all of it."""
+    """Growth of one process over the steady part. None for a process that did not live through all of it."""
     end = samples[-1].seconds
     steady = [one for one in samples if one.seconds >= end * STEADY_FROM]
     if any(process not in one.mib for one in steady):
@@ -73,13 +76,13 @@ def trend(
 
 
 class Sampler:
-    """Samples the memory of a group in a thread of its own until it is left."""
+    """Samples memory, descriptors and threads of a group in a thread. A context manager; leaving it ends the thread."""
 
     def __init__(self, group: Group, every_seconds: float) -> None:
         self._group, self._every_seconds = group, every_seconds
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._began = time.monotonic()
+        self._began_at = time.monotonic()
         self.samples: list[Sample] = []
 
     def __enter__(self) -> "Sampler":
@@ -92,8 +95,15 @@ class Sampler:
 
     def _run(self) -> None:
         while True:
-            mib = {(one.pid, one.name): one.pss_mib for one in self._group.memory()}
-            self.samples.append(Sample(time.monotonic() - self._began, mib))
+            memory = {(one.pid, one.name): one for one in self._group.memory()}
+            self.samples.append(
+                Sample(
+                    time.monotonic() - self._began_at,
+                    mib={key: one.pss_mib for key, one in memory.items()},
+                    descriptors={key: one.descriptors for key, one in memory.items()},
+                    threads={key: one.threads for key, one in memory.items()},
+                )
+            )
             if self._end.wait(self._every_seconds):
                 return
 
@@ -103,14 +113,14 @@ class _Soaked:
     capacity: float = 0.0
     offered: float = 0.0
     sent: int = 0
-    rows: list[Row] = field(default_factory=list)
+    records: list[RequestRecord] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     slots: dict[str, float] = field(default_factory=dict)
     complete: bool = False
 
 
 def soak(server: Running, options: argparse.Namespace, soaked: _Soaked, console: Console) -> None:
-    """Measure the capacity, then load at the given share of it. Fills in `soaked` as it goes."""
+    """Measure the capacity, then load at a share of it. Each slice adds its results to `soaked`."""
     soaked.capacity = load.capacity_per_second(server.targets, clients=CAPACITY_CLIENTS, seconds=options.warm_up)
     soaked.offered = options.load * soaked.capacity
     seconds = options.minutes * 60
@@ -122,11 +132,11 @@ def soak(server: Running, options: argparse.Namespace, soaked: _Soaked, console:
         soaked.samples = sampler.samples
         begin = 0.0
         while begin < seconds:
-            part = tuple(at - begin for at in arrivals if begin <= at < begin + SLICE_SECONDS)
-            if part:
-                outcomes = load.open_loop(OpenPlan(server.targets, part, options.deadline_ms / 1000))
+            piece = tuple(at - begin for at in arrivals if begin <= at < begin + SLICE_SECONDS)
+            if piece:
+                outcomes = load.open_loop(OpenPlan(server.targets, piece, options.deadline_ms / 1000))
                 soaked.sent += outcomes.sent
-                soaked.rows += outcomes.rows
+                soaked.records += outcomes.records
             begin += SLICE_SECONDS
             console.print(
                 f"  {min(begin, seconds) / 60:.1f} min: {soaked.sent} sent, "
@@ -136,13 +146,13 @@ def soak(server: Running, options: argparse.Namespace, soaked: _Soaked, console:
 
 
 def read_slots(server: Running) -> dict[str, float]:
-    """Shared-memory slots by state, where this server has the metric."""
+    """Shared-memory slots by state. Empty if this server does not have the metric."""
     return {dict(labels).get("state", "?"): value for labels, value in server.metric(SLOTS_METRIC).items()}
 
 
 def result_of(soaked: _Soaked, head: results.Head, model: str, options: argparse.Namespace) -> results.SoakResult:
-    """The file's content."""
-    counts = tally(soaked.rows, sent=soaked.sent)
+    """The content of the result file."""
+    counts = tally(soaked.records, sent=soaked.sent)
     seen = sorted({process for sample in soaked.samples for process in sample.mib})
     bound = options.bound_mib_per_hour
     trends = [one for process in seen if (one := trend(process, soaked.samples, bound_mib_per_hour=bound)) is not None]
@@ -170,7 +180,7 @@ def result_of(soaked: _Soaked, head: results.Head, model: str, options: argparse
 
 
 def passed(result: results.SoakResult) -> bool:
-    """Whether the soak found nothing wrong."""
+    """Whether all checks passed."""
     return (
         result.head.complete
         and result.within_bound
@@ -182,7 +192,7 @@ def passed(result: results.SoakResult) -> bool:
 
 
 def main() -> None:
-    """Measure, write soak.json and soak.png, print."""
+    """Measure, write soak.json and soak.png, and print a line for each process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common(parser, peers=False)
     parser.add_argument("--minutes", type=float, help="of load [10; quick: 1]")
@@ -190,7 +200,9 @@ def main() -> None:
     parser.add_argument("--deadline-ms", type=float, default=5000.0, help="of every request [5000]")
     parser.add_argument("--every", type=float, default=2.0, help="seconds between samples of memory [2]")
     parser.add_argument("--bound-mib-per-hour", type=float, default=30.0, help="growth allowed to a process [30]")
-    parser.add_argument("--warm-up", type=float, help="seconds of load before, twice [10; quick: 3]")
+    parser.add_argument(
+        "--warm-up", type=float, help="seconds of warm-up, and of the measurement of the capacity [10; quick: 3]"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the arrivals [1]")
     options = parse(parser)
     options.minutes = options.minutes or (1.0 if options.quick else 10.0)
@@ -203,18 +215,18 @@ def main() -> None:
         try:
             soak(server, options, soaked, console)
         except (KeyboardInterrupt, load.LoadFailed) as stopped:
-            console.print(f"[yellow]stopped early:[/] {stopped or 'Ctrl-C'}; what was measured so far is kept")
-        time.sleep(SETTLE_SECONDS)  # answers on their way give their slots back
+            console.print(f"[yellow]stopped early:[/] {stopped or 'Ctrl-C'}; the results so far are kept")
+        time.sleep(RELEASE_SECONDS)
         soaked.slots = read_slots(server)
     result = result_of(soaked, head, model, options)
     results.write(options.out / "soak.json", result)
     samples = [(one.seconds, {f"{name} {pid}": mib for (pid, name), mib in one.mib.items()}) for one in soaked.samples]
     plot_soak(samples, result.head, options.out / "soak.png", console)
     for one in result.processes:
-        mark = "" if one.within_bound else "  [red]over its bound[/]"
+        note = "" if one.within_bound else "  [red]over its bound[/]"
         console.print(
             f"{one.name} {one.pid}: {one.first_mib:.1f} to {one.last_mib:.1f} MiB, "
-            f"{one.slope_mib_per_hour:+.1f} MiB/h{mark}"
+            f"{one.slope_mib_per_hour:+.1f} MiB/h{note}"
         )
     console.print(f"{result.sent} sent, {result.failed} failed, slots in use at the end: {result.slots_in_use_at_end}")
     if options.json:

@@ -1,8 +1,8 @@
-"""From the start of the process to the first answer, and memory at rest: `python -m benchmarks.startup [--help]`.
+"""Start-up time and idle memory: `python -m benchmarks.startup [--help]`.
 
-Each system is started several times, in turns. The time ends with the first right answer to a picture, not with a port
-that opens. Memory is read after a rest without requests. Sizes of container images are those that podman or docker
-know; without an image the file says why there is no size.
+Each system is started several times, in turn. The measured time ends with the first correct answer to a picture, not
+when the port opens. Memory is read after some seconds without requests. The sizes of container images come from podman
+or docker. An image that is not there has the reason in the file.
 """
 
 import argparse
@@ -54,7 +54,7 @@ class _Measured:
 
 
 def measure_start(name: str, archive: Path, workers: int, rest_seconds: float) -> tuple[results.Start, str]:
-    """One start; the version of what was started. Raises `PeerUnavailable`, `DidNotStart`."""
+    """Start a system once. Returns the measurement and the version. Raises `PeerUnavailable`, `DidNotStart`."""
     with running(name, [archive], Setup(Shape(workers, 1)), picture()) as server:
         time.sleep(rest_seconds)
         memory = server.group.memory()
@@ -71,7 +71,7 @@ def measure_start(name: str, archive: Path, workers: int, rest_seconds: float) -
 
 
 def image_sizes() -> list[results.ImageSize]:
-    """Images of ours that a container tool on this machine knows."""
+    """Sizes of our container images on this machine."""
     tool = shutil.which("podman") or shutil.which("docker")
     if tool is None:
         return [results.ImageSize(IMAGE_NAME, None, "neither podman nor docker is installed here")]
@@ -87,12 +87,12 @@ def image_sizes() -> list[results.ImageSize]:
         try:
             sizes.append(results.ImageSize(image, json.loads(inspected.stdout)[0]["Size"] / 2**20, None))
         except (ValueError, LookupError) as error:
-            sizes.append(results.ImageSize(image, None, f"{Path(tool).name} does not tell its size: {error!r}"))
+            sizes.append(results.ImageSize(image, None, f"{Path(tool).name} does not report its size: {error!r}"))
     return sizes
 
 
 def main() -> None:
-    """Measure, write startup.json and startup.png, print."""
+    """Measure, write startup.json and startup.png, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common(parser)
     parser.add_argument("--repeats", type=int, help="starts of each system [3; quick: 1]")
@@ -114,7 +114,7 @@ def main() -> None:
                     prepare(name)
                     start, version = measure_start(name, archive, options.workers, options.rest)
                 except (PeerUnavailable, DidNotStart, OSError) as error:
-                    console.print(f"[red]{name} takes no part:[/] {escape(str(error))}")
+                    console.print(f"[red]{name} is not measured:[/] {escape(str(error))}")
                     measured.participants[name] = results.Participant(name, archive.stem, error=str(error))
                     continue
                 shape = f"{options.workers}x1"
@@ -126,11 +126,11 @@ def main() -> None:
                 )
         complete = True
     except KeyboardInterrupt:
-        console.print("[yellow]stopped early:[/] what was measured so far is kept")
+        console.print("[yellow]stopped early:[/] the results so far are kept")
     result = measured.result(image_sizes(), complete=complete)
     results.write(options.out / "startup.json", result)
     plot_startup(result, options.out / "startup.png", console)
-    table = Table("system", "seconds to first answer", "MiB at rest (PSS)")
+    table = Table("system", "seconds to first answer", "idle MiB (PSS)")
     for system, seconds in result.median_seconds.items():
         table.add_row(system, f"{seconds:.1f}", f"{result.idle_pss_mib[system]:.0f}")
     console.print(table)

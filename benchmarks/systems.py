@@ -1,7 +1,7 @@
-"""The servers under measurement: ours and the peers, started alike on one archive, with the first right answer awaited.
+"""The servers under measurement: our server and the peers. All are started in the same way on the same archives.
 
-In: a system's name, archives, a `Setup`. Out: a `Running` with the processes, the target and what starting cost. Every
-system is asked the same picture first and its answer compared with ours, so that nobody is fast by being wrong.
+In: a system's name, archives, a `Setup`. Out: a `Running` with the processes, the targets and the cost of the start.
+A system counts as started when it has answered a picture. `agree` compares its answer with that of our server.
 """
 
 import contextlib
@@ -18,18 +18,19 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.limit import Shape, unpack
-from benchmarks.machine import ROOT, package_version
+from benchmarks.machine import ROOT, package_version, revision
 from benchmarks.peers import PEERS, Peer
 from benchmarks.peers.config import PeerConfig, free_ports
 from benchmarks.peers.environments import python_of, version_of
 from benchmarks.processes import DidNotStart, Group
 from benchmarks.target import Target
-from model_store.archive import read_card
-from model_store.card import Card, Task
+from handlers.contract.card import Card, Task
+from model_store.build.archive import read_card
+from service.core.settings import child_environment
 from service.pb.mobilevision.v1 import vision_pb2
-from service.settings import child_environment
 
 OURS = "mobilevision"
+BEFORE = "before"  # the server of another checkout of this project
 START_SECONDS = 600.0
 POLL_SECONDS = 0.02
 _SERVICE = "/mobilevision.v1.VisionService"
@@ -44,53 +45,54 @@ _REPLIES: dict[Task, type[Reply]] = {
 
 @dataclass(frozen=True)
 class Setup:
-    """What a server may be told. `max_wait_ms` is how long a peer may hold a picture back for company; we never do."""
+    """Settings of a server. `max_wait_ms`: how long a peer may wait to fill a batch; our server never waits."""
 
     shape: Shape
     max_batch: int = 16
     max_wait_ms: int = 5
     timeout_seconds: float = 30.0
-    gpu: bool = False  # of peers; ours uses one that is there
-    settings: tuple[tuple[str, str], ...] = ()  # of ours: MOBILEVISION_* by name
+    gpu: bool = False  # for peers; our server uses a GPU if there is one
+    settings: tuple[tuple[str, str], ...] = ()  # of our server: (name without MOBILEVISION_, value)
+    checkout: Path | None = None  # of BEFORE: the folder whose server and archives are used
 
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers. `targets`: one per archive it serves."""
+    """A server that answers. `targets` has one target for each archive."""
 
     name: str
     version: str
     group: Group
     targets: tuple[Target, ...]
-    metrics_url: str | None  # ours only
-    start_seconds: float  # from the start of the process to the first right answer
+    metrics_url: str | None  # None for peers
+    start_seconds: float  # from the start of the process to the first answer
     start_cpu_seconds: float
 
-    unwrap: Callable[[bytes], bytes]  # a reply body to its message
+    unwrap: Callable[[bytes], bytes]  # body of a reply -> serialized message
 
     @contextlib.contextmanager
-    def awake(self) -> Iterator[None]:
-        """Let a paused server run, from its first good answer on; pause it again at the end. Raises `DidNotStart`.
+    def resumed(self) -> Iterator[None]:
+        """Let a paused server run within the context, which begins with its first good answer. Raises `DidNotStart`.
 
-        A server that was stopped may find that calls of its own have timed out meanwhile, and say so for a moment.
+        Internal calls of a server may time out while it is paused. It may then refuse calls for a moment.
         """
         self.group.resume()
         try:
-            began = time.perf_counter()
+            began_at = time.perf_counter()
             for target in self.targets:
-                _answered(self.group, target, began)
+                _wait_for_answer(self.group, target, began_at)
             yield
         finally:
             self.group.pause()
 
     def ask(self, card: Card) -> Reply:
-        """One call for the first archive, whose card this is. Raises `OSError` without a good answer."""
+        """Call the first target and parse its reply. `card` is the card of its model. Raises `OSError` on failure."""
         message = _REPLIES[card.task]()
         message.ParseFromString(self.unwrap(self.targets[0].call()))
         return message
 
     def metric(self, name: str) -> dict[tuple[tuple[str, str], ...], float]:
-        """Samples of one of our metrics by their labels; empty for peers, and where there is none of that name."""
+        """Samples of one metric of our server by their labels. Empty for peers and for an unknown name."""
         if self.metrics_url is None:
             return {}
         with urllib.request.urlopen(self.metrics_url, timeout=10) as reply:  # noqa: S310 - our own server
@@ -99,22 +101,27 @@ class Running:
         return {tuple(sorted(sample.labels.items())): sample.value for sample in samples}
 
     def failures(self) -> float:
-        """Calls that ours ended other than OK. A call that the load generator drops at its end is no failure."""
+        """Number of failed calls of our server. Calls that the load generator cancels at its end do not count."""
         handled = self.metric("grpc_server_handled_total")
         return sum(n for labels, n in handled.items() if dict(labels)["grpc_code"] not in {"OK", "CANCELLED"})
 
 
+def archives_of_checkout(checkout: Path) -> Path:
+    """The folder in which a checkout of this project keeps its archives."""
+    return checkout / "model_store" / "archives"
+
+
 def names() -> tuple[str, ...]:
-    """Ours, then every peer."""
+    """Names of our server and of all peers, in this order."""
     return (OURS, *(peer.name for peer in PEERS))
 
 
 @contextlib.contextmanager
 def running(name: str, archives: Sequence[Path], setup: Setup, picture: bytes) -> Iterator[Running]:
-    """Start a system and end it. Raises `PeerUnavailable`, `DidNotStart` with what it printed."""
+    """Run a system within the context. Raises `PeerUnavailable`, and `DidNotStart` with the output of the server."""
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        if name == OURS:
-            with _ours(archives, setup, picture, Path(folder)) as started:
+        if name in {OURS, BEFORE}:
+            with _ours(name, archives, setup, picture, Path(folder)) as started:
                 yield started
         else:
             peer = next(peer for peer in PEERS if peer.name == name)
@@ -123,22 +130,22 @@ def running(name: str, archives: Sequence[Path], setup: Setup, picture: bytes) -
 
 
 def prepare(name: str) -> None:
-    """Install what a system needs, so that measuring does not begin with it. Raises `PeerUnavailable`."""
+    """Install the packages of a system before anything is measured. Raises `PeerUnavailable`."""
     for peer in PEERS:
         if peer.name == name:
             python_of(peer)
 
 
-def agree(ours: Reply, theirs: Reply) -> bool:
-    """Whether two replies say the same of a picture: best label, best box to a pixel, class of the largest area."""
-    if ours.picture != theirs.picture:
+def agree(ours: Reply, other: Reply) -> bool:
+    """Whether two replies agree: same best label, same best box to one pixel, or same class of the largest area."""
+    if ours.picture != other.picture:
         return False
     if isinstance(ours, vision_pb2.ClassifyResponse):
-        return [one.id for one in ours.labels[:1]] == [one.id for one in theirs.labels[:1]]  # type: ignore[union-attr]
+        return [one.id for one in ours.labels[:1]] == [one.id for one in other.labels[:1]]  # type: ignore[union-attr]
     if isinstance(ours, vision_pb2.DetectResponse):
-        mine, other = ours.detections[:1], theirs.detections[:1]  # type: ignore[union-attr]
-        return [_rounded(one) for one in mine] == [_rounded(one) for one in other]
-    return [one.id for one in ours.classes[:1]] == [one.id for one in theirs.classes[:1]]  # type: ignore[union-attr]
+        best, other_best = ours.detections[:1], other.detections[:1]  # type: ignore[union-attr]
+        return [_rounded(one) for one in best] == [_rounded(one) for one in other_best]
+    return [one.id for one in ours.classes[:1]] == [one.id for one in other.classes[:1]]  # type: ignore[union-attr]
 
 
 def _rounded(found: vision_pb2.Detection) -> tuple[int, ...]:
@@ -147,12 +154,9 @@ def _rounded(found: vision_pb2.Detection) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def _ours(archives: Sequence[Path], setup: Setup, picture: bytes, folder: Path) -> Iterator[Running]:
+def _ours(name: str, archives: Sequence[Path], setup: Setup, picture: bytes, folder: Path) -> Iterator[Running]:
     ready = folder / "ready.json"
     cards = [read_card(archive) for archive in archives]
-    command = [sys.executable, "-m", "service", "serve", *(card.name for card in cards)]
-    command += ["--archives", str(archives[0].resolve().parent), "--grpc-port", "0", "--http-port", "0"]
-    command += ["--ready-file", str(ready)]
     settings = {
         "WORKERS_PER_MODEL": str(setup.shape.processes),
         "WORKER_THREADS": str(setup.shape.threads),
@@ -160,22 +164,32 @@ def _ours(archives: Sequence[Path], setup: Setup, picture: bytes, folder: Path) 
         "LOG_LEVEL": "warning",
         **dict(setup.settings),
     }
-    environment = child_environment(**{f"MOBILEVISION_{key}": value for key, value in settings.items()})
-    began = time.perf_counter()
-    with Group(command, environment=environment, log=folder / "server.log", cwd=ROOT) as group:
+    variables = {f"MOBILEVISION_{key}": value for key, value in settings.items()}
+    checkout, served_from, version = ROOT, archives[0].resolve().parent, package_version("mobilevision")
+    if setup.checkout is not None:
+        checkout, version = setup.checkout.resolve(), revision(setup.checkout)
+        served_from = archives_of_checkout(checkout)
+        # The packages of the checkout take precedence over an installed copy of this project.
+        variables["PYTHONPATH"] = str(checkout)
+    command = [sys.executable, "-m", "service", "serve", *(card.name for card in cards)]
+    command += ["--archives", str(served_from), "--grpc-port", "0", "--http-port", "0"]
+    command += ["--ready-file", str(ready)]
+    environment = child_environment(**variables)
+    began_at = time.perf_counter()
+    with Group(command, environment=environment, log=folder / "server.log", cwd=checkout) as group:
         while not ready.exists():
-            _wait(group, began)
+            _check_and_sleep(group, began_at)
         addresses = json.loads(ready.read_text())
         host, _, port = addresses["grpc"].rpartition(":")
         targets = tuple(_grpc_target(card, host, int(port), picture) for card in cards)
-        targets = tuple(_answered(group, target, began) for target in targets)
+        targets = tuple(_wait_for_answer(group, target, began_at) for target in targets)
         yield Running(
-            name=OURS,
-            version=package_version("mobilevision"),
+            name=name,
+            version=version,
             group=group,
             targets=targets,
             metrics_url=f"http://{addresses['http']}/metrics",
-            start_seconds=time.perf_counter() - began,
+            start_seconds=time.perf_counter() - began_at,
             start_cpu_seconds=group.cpu_seconds(),
             unwrap=bytes,
         )
@@ -199,35 +213,35 @@ def _peer(peer: Peer, archive: Path, setup: Setup, picture: bytes, folder: Path)
     environment = child_environment(**config.to_environment(), **dict(peer.environment), PYTHONPATH=str(ROOT))
     target = Target("http", "127.0.0.1", config.port, peer.path, peer.body(picture), peer.content_type)
     command, version = [str(python), "-m", peer.module], version_of(peer, python)
-    began = time.perf_counter()
+    began_at = time.perf_counter()
     with Group(command, environment=environment, log=folder / "server.log", cwd=folder) as group:
-        target = _answered(group, target, began)
+        target = _wait_for_answer(group, target, began_at)
         yield Running(
             name=peer.name,
             version=version,
             group=group,
             targets=(target,),
             metrics_url=None,
-            start_seconds=time.perf_counter() - began,
+            start_seconds=time.perf_counter() - began_at,
             start_cpu_seconds=group.cpu_seconds(),
             unwrap=peer.reply,
         )
 
 
-def _answered(group: Group, target: Target, began: float) -> Target:
-    """Ask until there is an answer; the target, which now knows its length. Raises `DidNotStart`."""
+def _wait_for_answer(group: Group, target: Target, began_at: float) -> Target:
+    """Repeat the call until there is an answer. Returns the target with `reply_bytes`. Raises `DidNotStart`."""
     while True:
         try:
             return dataclasses.replace(target, reply_bytes=len(target.call()))
         except OSError as error:
-            _wait(group, began, error)
+            _check_and_sleep(group, began_at, error)
 
 
-def _wait(group: Group, began: float, refusal: OSError | None = None) -> None:
+def _check_and_sleep(group: Group, began_at: float, refusal: OSError | None = None) -> None:
     group.check_alive()
-    if time.perf_counter() - began > START_SECONDS:
-        said = f" (last answer: {refusal})" if refusal else ""
-        raise DidNotStart(f"no answer within {START_SECONDS:.0f} s{said}\n{group.log_tail()}")
+    if time.perf_counter() - began_at > START_SECONDS:
+        last_error = f" (last error: {refusal})" if refusal else ""
+        raise DidNotStart(f"no answer within {START_SECONDS:.0f} s{last_error}\n{group.log_tail()}")
     time.sleep(POLL_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""Where requests go and what they carry: one picture for one model, over gRPC (ours) or HTTP/1.1 (the others)."""
+"""The target of requests: an address and one picture for one model, over gRPC (ours) or HTTP/1.1 (other servers)."""
 
 import http.client
 import io
@@ -20,7 +20,7 @@ _GRPC_FRAME = struct.Struct(">BI")  # not compressed, length
 
 @dataclass(frozen=True)
 class Target:
-    """One call, ready to be repeated. `body` is the message (gRPC, without its frame) or the request body (HTTP)."""
+    """One call that can be repeated. `body` is the message (gRPC, without its frame) or the request body (HTTP)."""
 
     protocol: Literal["grpc", "http"]
     host: str
@@ -28,19 +28,19 @@ class Target:
     path: str
     body: bytes
     content_type: str = "image/jpeg"
-    reply_bytes: int = 0  # length of a good reply's body, known after the first; 0: not yet known
+    reply_bytes: int = 0  # body length of a good reply; 0: not known yet
 
     @property
     def url(self) -> str:
-        """For generators that take one."""
+        """The address as a URL."""
         return f"http://{self.host}:{self.port}{self.path}"
 
     def wire_body(self) -> bytes:
-        """The body as it goes over the wire: gRPC puts a frame around a message."""
+        """The body as it is sent: gRPC puts a frame before the message."""
         return _GRPC_FRAME.pack(0, len(self.body)) + self.body if self.protocol == "grpc" else self.body
 
     def call(self, timeout_seconds: float = 30.0) -> bytes:
-        """One call; the reply's bytes. Raises `OSError` (`CallFailed` among them) when there is no good answer."""
+        """Make one call. Returns the bytes of the reply. Raises `OSError` or its subclass `CallFailed`."""
         return self._call_grpc(timeout_seconds) if self.protocol == "grpc" else self._call_http(timeout_seconds)
 
     def _call_grpc(self, timeout_seconds: float) -> bytes:
@@ -67,11 +67,11 @@ class Target:
 
 
 class CallFailed(OSError):
-    """The server answered, but not with a result."""
+    """The server answered with an error."""
 
 
 def picture(side_px: int = PICTURE_SIDE_PX, photograph: Path = PICTURE) -> bytes:
-    """A JPEG of `side_px` x `side_px` made from a photograph; the same bytes in every run with the same Pillow."""
+    """A JPEG of `side_px` x `side_px` made from a photograph. Its bytes depend only on the version of Pillow."""
     with Image.open(photograph) as image:
         stream = io.BytesIO()
         image.convert("RGB").resize((side_px, side_px)).save(stream, "JPEG", quality=JPEG_QUALITY)

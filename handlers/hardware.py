@@ -1,11 +1,12 @@
-"""What this machine, or the container around us, lets this process have: cores, memory, GPUs, number types.
+"""What this process may use of its machine or container: cores, memory, GPUs, number types.
 
-Reads /proc, /sys and /dev; never writes, never imports torch, so that the gateway can ask the same questions as the
-worker. A limit of any group on the way to the root counts, in cgroup version 2 and 1.
+Reads /proc, /sys and /dev, and never writes. Never imports torch, so that the gateway can use it too. The limits of all
+control groups from our own up to the root count, in cgroup version 2 and 1.
 """
 
 import math
 import os
+import platform
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,20 +18,20 @@ _GPU_DEVICE = re.compile(r"nvidia\d+")
 
 
 def usable_cores() -> int:
-    """Cores this process may really use: its affinity mask, cut by the container's CPU limit; at least 1."""
+    """Cores that this process may use: its affinity mask, limited by the container's CPU limit; at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     limit = cgroup_cores()
     return allowed if limit == math.inf else max(1, min(allowed, math.floor(limit)))
 
 
 def usable_memory_bytes() -> int:
-    """Memory of this machine, cut by the container's limit."""
+    """Memory of this machine in bytes, limited by the container's limit."""
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(min(installed, cgroup_memory_bytes()))
 
 
 def gpu_count(environment: Mapping[str, str], devices: Path = Path("/dev")) -> int:
-    """NVIDIA GPUs this process may use: its device files, cut by CUDA_VISIBLE_DEVICES of `environment`."""
+    """NVIDIA GPUs that this process may use: its device files, limited by CUDA_VISIBLE_DEVICES of `environment`."""
     present = sum(_GPU_DEVICE.fullmatch(path.name) is not None for path in devices.glob("nvidia*"))
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
@@ -40,17 +41,28 @@ def gpu_count(environment: Mapping[str, str], devices: Path = Path("/dev")) -> i
 
 
 def cpu_has_fast_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether models run faster in bfloat16 than in float32 on this CPU: with AMX, and no sooner.
+    """Whether models run faster in bfloat16 than in float32 on this CPU. Only CPUs with AMX do.
 
-    AVX512-BF16 alone makes products cheaper, but what lies between them dearer: MobileViT-XXS and EMO-1M take 1.2 to
-    1.5 times as long as in float32.
+    With AVX512-BF16 alone, products are cheaper, but the operations between them cost more: MobileViT-XXS and EMO-1M
+    take 1.2 to 1.5 times as long as in float32.
     """
     return "amx_bf16" in _cpu_flags(cpuinfo)
 
 
 def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this CPU multiplies bfloat16 at all; emulated it is many times slower than float32."""
+    """Whether this CPU multiplies bfloat16 in hardware; emulated bfloat16 is many times slower than float32."""
     return not {"amx_bf16", "avx512_bf16"}.isdisjoint(_cpu_flags(cpuinfo))
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What code that is compiled for this CPU depends on: its model and its instructions, as the kernel names them."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    wanted = ("model name", "cpu family", "model\t", "stepping", "flags", "Features", "CPU part", "CPU implementer")
+    first = list(dict.fromkeys(line for line in lines if line.startswith(wanted)))
+    return "\n".join((platform.machine(), *first))
 
 
 def _cpu_flags(cpuinfo: Path) -> list[str]:
@@ -62,17 +74,17 @@ def _cpu_flags(cpuinfo: Path) -> list[str]:
 
 
 def cgroup_cores(root: Path = CGROUPS, own: Path = OWN_GROUPS) -> float:
-    """CPU limit of this container in cores; infinite where there is none."""
+    """CPU limit of this container in cores; infinite where it has none."""
     return min(_least(root, own, "cpu", _cores), default=math.inf)
 
 
 def cgroup_memory_bytes(root: Path = CGROUPS, own: Path = OWN_GROUPS) -> float:
-    """Memory limit of this container; infinite where there is none."""
+    """Memory limit of this container in bytes; infinite where it has none."""
     return min(_least(root, own, "memory", _memory), default=math.inf)
 
 
 def _least(root: Path, own: Path, controller: str, limit: Callable[[Path], float]) -> Iterator[float]:
-    """The limits of our group and of all groups above it, whichever version holds the controller."""
+    """The limits of our group and of all groups above it, in both versions."""
     try:
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:
@@ -83,7 +95,7 @@ def _least(root: Path, own: Path, controller: str, limit: Callable[[Path], float
         path = next((path for held, path in below.items() if held == names or set(names) & set(held)), "")
         group = mount / path
         while True:
-            # A container sees its own group as the root, under a path that does not exist there.
+            # In a container, our own group is mounted as the root, and the path of our group does not exist.
             yield limit(group)
             if group == mount:
                 break

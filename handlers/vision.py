@@ -1,10 +1,14 @@
-"""TorchServe's entry: request frame in -> module -> answer frame out. The function `handle` is named by the manifest.
+"""The entry point for TorchServe: request frame -> module -> answer frame. The archive's manifest names `handle`.
 
-TorchServe calls `handle(None, context)` once while it loads the worker, and reports the worker READY when that call
-returns; the module is loaded and warmed there. The gateway batches, so a request list always has exactly one entry:
-`{"frame": bytes}`. A frame that cannot be read or does not fit the card raises, and TorchServe refuses that one call.
-A lost GPU ends the process: TorchServe starts another, and the gateway sends the batch again. So does a batch that came
-by a channel and takes longer than the operator allows: of that one TorchServe knows nothing, and would not end it.
+TorchServe calls `handle(None, context)` once while it loads the worker, and reports the worker READY when the call
+returns. That call loads and warms the module. The gateway batches, so a request list always has exactly one entry,
+`{"frame": bytes}`. A frame that cannot be read or does not fit the card raises, and TorchServe fails that one call.
+
+Two failures end the process. TorchServe then starts another worker, and the gateway sends the batch again:
+
+* The GPU was lost.
+* A batch that came over a gateway connection takes longer than the operator allows. TorchServe does not know that
+  batch, so it cannot end the worker.
 """
 
 import faulthandler
@@ -17,52 +21,59 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from handlers import exchange, frame, runtime
-from handlers.channel import Channels
-from handlers.shm import Memory
+from handlers import runtime
+from handlers.contract import frame, worker_protocol
+from handlers.contract.shm_layout import Memory
+from handlers.gateway_connections import GatewayConnections
 
 DEVICE_LOST_STATUS = 70  # the exit status, EX_SOFTWARE
 
 
 class Worker:
-    """The loaded module and the ways to it: TorchServe's calls, and the channels of gateways on this host."""
+    """The loaded module. Batches come from TorchServe's calls and over connections to gateways on this host."""
 
     def __init__(self, runner: runtime.Runner, options: runtime.RuntimeOptions) -> None:
         self._runner = runner
         self._memory = Memory(options.shm_dir)
         self._longest_seconds = options.batch_timeout_seconds
-        self._about: exchange.Meta = {"dtype": runner.dtype_name, "device": str(runner.device), "part": runner.part}
-        self._free = threading.Lock()  # one batch at a time, whichever way it came
-        self._channels = Channels(self._from_channel)
-        # Says where each thread is, then lets the signal end the process.
+        self._about: worker_protocol.Meta = {
+            "engine": runner.engine,
+            "engines_refused": ",".join(runner.refused),
+            "dtype": runner.dtype_name,
+            "device": str(runner.device),
+            "part": runner.micro_batch,
+        }
+        self._turn = threading.Lock()  # one batch at a time
+        self._connections = GatewayConnections(self._from_connection)
+        # Writes the stack of each thread, then the signal ends the process.
         faulthandler.register(signal.SIGALRM, file=2, chain=True)
 
     def answer(self, request: bytes | bytearray, *, turn: Any = None) -> bytes:
         """Answer one frame. Raises `FrameError`, `BatchError`, `ModuleRunError`; a lost device ends the process."""
         try:
-            return exchange.answer(
+            return worker_protocol.answer(
                 request,
                 run=self._runner.run,
                 memory=self._memory,
                 about=self._about,
-                call=lambda name: self._channels.open(name, self._memory.connect),
-                turn=turn or self._free,
+                call=lambda name: self._connections.open(name, self._memory.connect),
+                turn=turn or self._turn,
             )
         except runtime.DeviceLost:
             logging.getLogger(__name__).exception("this worker ends, so that another takes its place")
             logging.shutdown()
-            os._exit(DEVICE_LOST_STATUS)  # an exception would only fail this call, and every call after it
+            os._exit(DEVICE_LOST_STATUS)  # an exception would fail this call and every later call
 
-    def _from_channel(self, request: bytearray) -> bytes:
+    def _from_connection(self, request: bytearray) -> bytes:
         return self.answer(request, turn=self._watched_turn())
 
     @contextmanager
     def _watched_turn(self) -> Iterator[None]:
-        with self._free:
+        with self._turn:
             if self._longest_seconds is None:
                 yield
                 return
-            # Outside Python: a batch may hang with the interpreter's lock.
+            # A timer of the kernel, because a batch may hang while it holds the interpreter's lock.
             signal.setitimer(signal.ITIMER_REAL, self._longest_seconds)
             try:
                 yield
@@ -74,7 +85,7 @@ _worker: Worker | None = None
 
 
 def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | None:  # `context` is TorchServe's, untyped
-    """Load on the first call (data None), answer afterwards."""
+    """Load the module in the first call (`data` None), answer requests in later calls."""
     global _worker  # noqa: PLW0603 - TorchServe's function entry has no object to keep state in
     if data is None:
         options = runtime.RuntimeOptions.from_environment()
@@ -86,8 +97,8 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
             options=options,
         )
         _worker = Worker(runner, options)
-        # TorchServe's worker logs several lines per request through the root logger, each a write to a pipe that the
-        # JVM parses. Loading is over, so only warnings matter from here on.
+        # TorchServe's worker logs several lines per request through the root logger, and the JVM parses each line. The
+        # module is loaded, so only warnings matter from now on.
         logging.getLogger().setLevel(logging.WARNING)
         return None
     if _worker is None:
@@ -102,7 +113,9 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
 
 def _frame_of(data: list[dict[str, Any]]) -> bytes | bytearray:
     if len(data) != 1:
-        raise frame.FrameError(f"the gateway batches, so TorchServe's batchSize is 1; this call has {len(data)}")
+        raise frame.FrameError(
+            f"the gateway batches, so TorchServe's batchSize must be 1; this call has {len(data)} requests"
+        )
     carried = data[0].get("frame")
     if not isinstance(carried, bytes | bytearray):
         raise frame.FrameError(f"a request carries bytes under 'frame'; this one has {sorted(data[0])}")

@@ -1,1 +1,1 @@
-"""The request path: gRPC gateway, its command line and its Python client. Never imports torch."""
+"""The server: gRPC gateway, engines that run models, command line. Never imports torch."""

@@ -1,8 +1,9 @@
-"""The horizontal autoscaler of Kubernetes, as its documentation describes it, on plain numbers and given times.
+"""The horizontal pod autoscaler of Kubernetes, as its documentation describes it, on plain numbers and given times.
 
-https://kubernetes.io/docs/tasks/run-application/horizontal-pod-autoscale/: each metric wishes ceil(value / target), or
-what there is where the quotient is within the tolerance; the greatest wish counts; a window takes the greatest of the
-wishes lately before going down; policies bound how far each period may go. Pods are ready at once here.
+https://kubernetes.io/docs/tasks/run-application/horizontal-pod-autoscale/: each metric asks for ceil(value / target)
+pods, or for the current number if the quotient is within the tolerance. The largest number counts. Before scaling down,
+the largest number within the stabilization window counts. Policies limit the change in each period. In this simulation
+pods are ready at once.
 """
 
 import math
@@ -16,7 +17,7 @@ SYNC_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Metric:
-    """`total`: over all pods. `target`: the mean per pod that is wanted (AverageValue)."""
+    """`total`: the sum over all pods. `target`: the wanted mean per pod (AverageValue)."""
 
     total: float
     target: float
@@ -24,23 +25,24 @@ class Metric:
 
 @dataclass
 class Autoscaler:
-    """`behavior`: as in the manifest. `decide` is asked every `SYNC_SECONDS`."""
+    """`behavior` is that of the manifest. Call `decide` every `SYNC_SECONDS`."""
 
     least: int
     most: int
     behavior: Mapping[str, Any]
-    _wishes: list[tuple[float, int]] = field(default_factory=list)
+    _wanted_at: list[tuple[float, int]] = field(default_factory=list)
     _changes: list[tuple[float, int]] = field(default_factory=list)
 
     def decide(self, now: float, replicas: int, metrics: Sequence[Metric]) -> int:
-        """How many pods from now on."""
-        self._wishes.append((now, max(_wish(replicas, metric) for metric in metrics)))
-        calm = self.behavior["scaleDown"]["stabilizationWindowSeconds"]
-        assert self.behavior["scaleUp"]["stabilizationWindowSeconds"] == 0  # the latest wish counts at once
-        wish = self._wishes[-1][1]
-        if wish < replicas:
-            wish = min(replicas, max(wish for at, wish in self._wishes if at > now - calm))
-        bounded = min(max(wish, self._lowest(now, replicas)), self._highest(now, replicas))
+        """The number of pods from `now` (seconds) on."""
+        self._wanted_at.append((now, max(_wanted(replicas, metric) for metric in metrics)))
+        window_seconds = self.behavior["scaleDown"]["stabilizationWindowSeconds"]
+        # Without a window for scaling up the latest number counts at once.
+        assert self.behavior["scaleUp"]["stabilizationWindowSeconds"] == 0
+        wanted = self._wanted_at[-1][1]
+        if wanted < replicas:
+            wanted = min(replicas, max(count for at, count in self._wanted_at if at > now - window_seconds))
+        bounded = min(max(wanted, self._lowest(now, replicas)), self._highest(now, replicas))
         decided = min(max(bounded, self.least), self.most)
         self._changes.append((now, decided - replicas))
         return decided
@@ -67,7 +69,7 @@ class Autoscaler:
         return sum(by for at, by in self._changes if at > now - seconds and (by > 0) == up)
 
 
-def _wish(replicas: int, metric: Metric) -> int:
+def _wanted(replicas: int, metric: Metric) -> int:
     if abs(metric.total / (metric.target * replicas) - 1) <= TOLERANCE:
         return replicas
     return math.ceil(metric.total / metric.target)

@@ -1,7 +1,8 @@
-"""The part of other projects' CRDs that our manifests use: `crd_fields.json`, a strict schema per kind.
+"""Strict schemas of the CRD fields that our manifests use, by kind: `crd_fields.json`.
 
-Written from the projects' own CRD files, which are not ours to ship: `python tests/crds.py FOLDER`. A field that it
-lacks is misspelt, or used here for the first time: then it is written again.
+`python tests/crds.py FOLDER` writes the file from the CRD files of the other projects, which are not part of this
+repository. A field that is not in the schema is misspelt or used for the first time. In the second case write the file
+again.
 """
 
 import json
@@ -19,7 +20,7 @@ Schema = dict[str, Any]
 
 
 def used(schema: Schema, values: list[Any]) -> Schema:
-    """`schema` cut down to the properties that occur in `values`; anything else is forbidden."""
+    """`schema` reduced to the properties that occur in `values`. Other properties are forbidden."""
     kept = {name: schema[name] for name in KEPT if name in schema}
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"]}
@@ -39,7 +40,7 @@ def used(schema: Schema, values: list[Any]) -> Schema:
 
 
 def read() -> dict[str, Schema]:
-    """By `apiVersion/kind`."""
+    """The schemas by `apiVersion/kind`."""
     return json.loads(FILE.read_text())
 
 

@@ -1,23 +1,23 @@
-"""Cards, outputs and a whole gateway without a model: what unit and contract tests share."""
+"""Cards, outputs and a whole gateway without a model, for unit and contract tests."""
 
 import contextlib
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fake_engine import FakeEngine
 from grpc import aio
 from PIL import Image
 
-from handlers.frame import Array
-from model_store.card import Card, InputSize, Normalize, Output, Parity, Preprocess, Task, Weights, WeightsState
-from service.backend import FakeBackend
-from service.catalog import Catalog
-from service.gateway import Gateway
-from service.metrics import Metrics
-from service.settings import Settings
-from service.tracing import OFF, Tracing
+from handlers.contract.card import Card, InputSize, Normalize, Output, Parity, Preprocess, Task, Weights, WeightsState
+from handlers.contract.frame import Array
+from service.app.gateway import Gateway
+from service.core.catalog import Catalog
+from service.core.settings import Settings
+from service.observability.metrics import Metrics
+from service.observability.tracing import OFF, Tracing
 
 SIDE = 32
 DIGEST = "0" * 64
@@ -41,7 +41,7 @@ OUTPUTS = {
 
 
 def toy_card(task: Task = Task.CLASSIFY, *, name: str = "", weights: WeightsState = WeightsState.RANDOM) -> Card:
-    """A card of a model with three classes and a 32 x 32 input."""
+    """The card of a model with three classes and an input of 32 x 32 pixels."""
     return Card(
         name=name or f"toy_{task}",
         task=task,
@@ -63,7 +63,7 @@ def toy_card(task: Task = Task.CLASSIFY, *, name: str = "", weights: WeightsStat
 
 
 def toy_run(model: str, pixels: Array) -> dict[str, Array]:
-    """Answer by brightness: the first label is the third of the brightness range the picture's mean falls into."""
+    """Predict by brightness. The first label is 0, 1 or 2: the third of the range 0..255 with the picture's mean."""
     count = len(pixels)
     first = np.clip(pixels.reshape(count, -1).mean(1) // 86, 0, 2).astype(np.int32)
     labels = (first[:, None] + np.arange(3)) % 3
@@ -92,16 +92,16 @@ def picture(width: int = 64, height: int = 48, *, gray: int = 200, form: str = "
 
 
 def local_settings(**overrides: Any) -> Settings:
-    """Settings for a gateway of a test: free ports, nothing from the environment."""
+    """Settings for a gateway of a test: any free ports, no shared memory, nothing from the environment."""
     values = {"grpc_port": 0, "http_port": 0, "health_poll_seconds": 0.05, "decode_threads": 2}
     values |= {"shm_megabytes": 0} | overrides
     return Settings.model_construct(**({n: f.default for n, f in Settings.model_fields.items()} | values))
 
 
 class RunningGateway:
-    """A gateway over a fake backend, and a channel to it."""
+    """A gateway over a fake engine, and a gRPC channel to the gateway."""
 
-    def __init__(self, gateway: Gateway, backend: FakeBackend, metrics: Metrics, grpc: str, http: str) -> None:
+    def __init__(self, gateway: Gateway, backend: FakeEngine, metrics: Metrics, grpc: str, http: str) -> None:
         self.gateway = gateway
         self.backend = backend
         self.metrics = metrics
@@ -116,13 +116,19 @@ async def running_gateway(
     *,
     worker_shm_dir: Path | None = None,
     tracing: Tracing = OFF,
+    process_bytes: Callable[[], int] = lambda: 0,  # the memory of pytest is not a gateway's
     **overrides: Any,
 ) -> AsyncIterator[RunningGateway]:
-    """A whole gateway with toy models, listening on free ports. Workers see shared memory in `worker_shm_dir`."""
-    backend, metrics = FakeBackend(toy_run, shm_dir=worker_shm_dir), Metrics()
+    """A whole gateway with toy models, on free ports. The workers see shared memory in `worker_shm_dir`."""
+    backend, metrics = FakeEngine(toy_run, shm_dir=worker_shm_dir), Metrics()
     catalog = Catalog(cards or [toy_card(task) for task in Task])
     gateway = Gateway(
-        settings=local_settings(**overrides), catalog=catalog, backend=backend, metrics=metrics, tracing=tracing
+        settings=local_settings(**overrides),
+        catalog=catalog,
+        engine=backend,
+        metrics=metrics,
+        tracing=tracing,
+        process_bytes=process_bytes,
     )
     grpc_address, http_address = await gateway.start()
     running = RunningGateway(gateway, backend, metrics, grpc_address, http_address)

@@ -1,4 +1,4 @@
-"""What deploy/k8s builds to: overlays and combinations of components, as kubectl's kustomize renders them."""
+"""Builds deploy/k8s with kubectl's kustomize: the overlays, and the base with combinations of components."""
 
 import functools
 import itertools
@@ -27,7 +27,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class Built:
-    """All objects of one build. `pod` is the pod template's spec with every container that keeps running."""
+    """All objects of one build. `pod` is the spec of the pod template with all its containers."""
 
     objects: tuple[Object, ...]
 
@@ -71,7 +71,7 @@ class Built:
 
 
 def combinations(most: int) -> Iterator[tuple[str, ...]]:
-    """Every set of up to `most` components that may be used together."""
+    """Every set of up to `most` components that can be used together."""
     for size in range(1, most + 1):
         for chosen in itertools.combinations(COMPONENTS, size):
             if not any(pair <= set(chosen) for pair in EXCLUSIVE):

@@ -1,4 +1,4 @@
-"""What deploy/monitoring holds, as the tests about it read it: alerts, expressions, names, panels."""
+"""Reads deploy/monitoring for tests: rules, alerts, metric names, panels."""
 
 import json
 import re
@@ -9,15 +9,15 @@ from typing import Any
 
 import yaml
 
-from service.gpu import GpuCollector
-from service.metrics import Metrics
+from service.observability.gpu import GpuCollector
+from service.observability.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
 MONITORING = ROOT / "deploy" / "monitoring"
 RULE_FILES = sorted((MONITORING / "rules").glob("*.yaml"))
 DASHBOARD_FILES = sorted((MONITORING / "dashboards").glob("*.json"))
 
-# Metrics of others: Prometheus itself, cAdvisor, kube-state-metrics, NVIDIA's DCGM exporter.
+# Metrics of other exporters: Prometheus itself, cAdvisor, kube-state-metrics, NVIDIA's DCGM exporter.
 FOREIGN = re.compile(r"up|container_\w+|kube_\w+|DCGM_FI_\w+")
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -66,7 +66,7 @@ def panels() -> Iterator[Panel]:
 
 
 def names(expression: str) -> set[str]:
-    """The metrics a PromQL expression reads."""
+    """Names of the metrics in a PromQL expression."""
     plain = _DURATION.sub("", _LABEL_LISTS.sub("", _STRING.sub('""', expression)))
     plain = re.sub(r"\{[^}]*\}", "", plain)
     return {name for name in _NAME.findall(plain) if name not in _WORDS}
@@ -84,7 +84,7 @@ def own_series() -> set[str]:
 
 
 def shortened(text: str, factor: int = 60) -> str:
-    """The same rules or expression with every range `factor` times shorter, four seconds at least."""
+    """The rules or expression with every range divided by `factor`, but at least four seconds."""
     seconds = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
     def shorter(match: re.Match[str]) -> str:

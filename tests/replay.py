@@ -1,16 +1,15 @@
-"""A cluster that never was: one pod's recorded metrics as those of many, in a real Prometheus.
+"""A simulated cluster: the recorded metrics of one pod serve as those of many pods, in a real Prometheus.
 
-In: `benchmarks/measured/marks.json`. For a load on the whole cluster and each number of pods, every pod is given the
-recording nearest to its share, in blocks of some seconds whose order is drawn for each pod, so that pods differ as much
-as one pod does from moment to moment. The numbers of pods follow each other in time, so that one Prometheus holds them
-all. Scraped every 15 s, as the PodMonitor says.
+In: `benchmarks/measured/load_profile.json`. For a load on the whole cluster and each number of pods, every pod gets the
+recording whose load is nearest to its share. The recording is cut into blocks of some seconds, in a random order for
+each pod, so pods differ as one pod differs from moment to moment. The numbers of pods follow one another in time, so
+one Prometheus contains them all. The scrape interval is 15 s, as in the PodMonitor.
 """
 
 import itertools
 import json
 import random
 import shutil
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -20,15 +19,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from serving import ROOT
+from serving import ROOT, free_ports
 
-MARKS = json.loads((ROOT / "benchmarks" / "measured" / "marks.json").read_bytes())
+PROFILE = json.loads((ROOT / "benchmarks" / "measured" / "load_profile.json").read_bytes())
 SCRAPE_SECONDS = 15
-BLOCK_SECONDS = 5  # calls in work now and a second later have much to do with each other
-LOOK_BACK_SECONDS = 150  # filled before anything is asked: the longest range in the queries
-ASKED_SECONDS = 600
-SECONDS = LOOK_BACK_SECONDS + ASKED_SECONDS
-SEGMENT_SECONDS = 1200  # from one number of pods to the next; the series before are stale by then
+BLOCK_SECONDS = 5  # calls in flight are correlated from one second to the next
+LOOK_BACK_SECONDS = 150  # data before the first query: the longest range in the queries
+QUERIED_SECONDS = 600
+SECONDS = LOOK_BACK_SECONDS + QUERIED_SECONDS
+SEGMENT_SECONDS = 1200  # from one number of pods to the next; older series are stale by then
 BEGIN = 1_700_000_000
 DURATION = "mobilevision_request_duration_seconds"
 IN_WORK = "mobilevision_inflight_requests"
@@ -38,12 +37,12 @@ LABELS = 'namespace="mobilevision",pod="{pod}"'
 
 def nearest(per_pod: float) -> dict[str, Any]:
     """The recorded step for a load per pod, pictures per second."""
-    share = per_pod / MARKS["capacity_per_second"]
-    return min(MARKS["steps"], key=lambda step: abs(step["load"] - share))
+    share = per_pod / PROFILE["capacity_per_second"]
+    return min(PROFILE["steps"], key=lambda step: abs(step["load"] - share))
 
 
 def series(name: str) -> list[tuple[str, str]]:
-    """What a recorded series was scraped as: metrics and labels of their own."""
+    """The metrics and labels that a recorded series stands for."""
     if not name.startswith("le="):
         return [(name, "")]
     edge = name.removeprefix("le=")
@@ -51,7 +50,7 @@ def series(name: str) -> list[tuple[str, str]]:
 
 
 def played(name: str, recorded: str, seconds: Sequence[int]) -> list[float]:
-    """A series as it would be if these seconds of the recording followed each other; counters go on."""
+    """The series made of these seconds of the recording, one after another. Counters keep rising."""
     points = [float(value) for value in recorded.split()]
     if name in GAUGES:
         return [points[second] for second in seconds]
@@ -59,14 +58,14 @@ def played(name: str, recorded: str, seconds: Sequence[int]) -> list[float]:
 
 
 def order(pod: int, count: int, length: int) -> list[int]:
-    """Seconds of the recording for one of `count` pods, in blocks, drawn anew for each."""
+    """Random blocks of seconds of the recording for one of `count` pods."""
     dice = random.Random(1000 * count + pod)
     starts = (dice.randrange(1, length - BLOCK_SECONDS + 1) for _ in range(SECONDS // BLOCK_SECONDS + 1))
     return [start + at for start in starts for at in range(BLOCK_SECONDS)][: SECONDS + 1]
 
 
 def segments(load: float, pods: Sequence[int]) -> Iterator[str]:
-    """Lines of OpenMetrics: for each number of pods, a stretch of time."""
+    """Lines of OpenMetrics, with a segment of time for each number of pods."""
     samples: dict[str, list[str]] = {}
     for number, count in enumerate(pods):
         recordings = nearest(load / count)["recorded"]
@@ -88,15 +87,13 @@ def segments(load: float, pods: Sequence[int]) -> Iterator[str]:
 
 @contextmanager
 def prometheus(folder: Path, load: float, pods: Sequence[int]) -> Iterator["Replay"]:
-    """A Prometheus that has all of it."""
+    """Run a Prometheus with the series of all segments."""
     page = folder / "page.txt"
     page.write_text("\n".join(segments(load, pods)) + "\n")
     command = ["promtool", "tsdb", "create-blocks-from", "openmetrics", str(page), str(folder / "data")]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     (folder / "prometheus.yml").write_text("{}\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     options = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
     options += ["--storage.tsdb.retention.time=100y", f"--web.listen-address={address}"]
     with (folder / "prometheus.log").open("wb") as log:
@@ -116,7 +113,7 @@ def prometheus(folder: Path, load: float, pods: Sequence[int]) -> Iterator["Repl
 
 
 class Replay:
-    """What the queries say in that cluster."""
+    """Results of queries in the simulated cluster."""
 
     def __init__(self, address: str, pods: list[int]) -> None:
         self._address = address
@@ -131,14 +128,14 @@ class Replay:
             return False
 
     def query(self, expression: str, pods: int, second: float) -> float:
-        """The value of a query that has one, with so many pods; the time asked for goes round."""
+        """The value of a query with one result, for a number of pods. The recording repeats after its end."""
         if (expression, pods) not in self._known:
             begin = BEGIN + self._pods.index(pods) * SEGMENT_SECONDS + LOOK_BACK_SECONDS
-            times = {"start": begin, "end": begin + ASKED_SECONDS - SCRAPE_SECONDS, "step": SCRAPE_SECONDS}
+            times = {"start": begin, "end": begin + QUERIED_SECONDS - SCRAPE_SECONDS, "step": SCRAPE_SECONDS}
             query = urllib.parse.urlencode({"query": expression, **times})
             with urllib.request.urlopen(f"http://{self._address}/api/v1/query_range?{query}", timeout=30) as answer:
                 (found,) = json.load(answer)["data"]["result"]
-            assert len(found["values"]) == ASKED_SECONDS // SCRAPE_SECONDS
+            assert len(found["values"]) == QUERIED_SECONDS // SCRAPE_SECONDS
             self._known[expression, pods] = [float(value) for _, value in found["values"]]
-        told = self._known[expression, pods]
-        return told[int(second // SCRAPE_SECONDS) % len(told)]
+        values = self._known[expression, pods]
+        return values[int(second // SCRAPE_SECONDS) % len(values)]

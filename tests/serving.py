@@ -1,9 +1,16 @@
-"""The real thing, once per session: archives built by the command line, and `mobilevision serve` as a process."""
+"""The real service for tests: archives built by the command line, and `mobilevision serve` as a process.
+
+Test processes run side by side. They share the folders of archives: a lock lets one of them build at a time. Every
+server listens on ports of its own.
+"""
 
 import contextlib
+import fcntl
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +30,8 @@ from service.pb.mobilevision.v1 import vision_pb2, vision_pb2_grpc
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("mobilevit_xxs_classify", "mobilevit_xxs_detect", "mobilevit_xxs_segment")
+# Below the ports that the kernel hands out (Linux: 32768 to 60999), so that no other program is given one meanwhile.
+CHOSEN_PORTS = range(20_000, 32_000)
 
 
 @dataclass
@@ -38,11 +47,12 @@ class Served:
     children_seen: list[psutil.Process] = field(default_factory=list)
 
     def descendants(self) -> list[psutil.Process]:
-        """TorchServe's JVM, its workers and what holds them."""
+        """TorchServe's JVM, its workers, and the processes that guard them."""
         self.children_seen = psutil.Process(self.process.pid).children(recursive=True)
         return self.children_seen
 
     def java(self) -> psutil.Process:
+        """TorchServe's JVM."""
         return next(p for p in self.descendants() if "java" in p.name())
 
     def metric(self, series: str) -> float:
@@ -52,16 +62,36 @@ class Served:
         return float(next(line for line in lines if line.startswith(f"mobilevision_{series} ")).rpartition(" ")[2])
 
     def stop(self) -> int:
+        """Send SIGTERM and wait for the end: the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
 
 
+def build_archives(folder: Path, *models: str, random_weights: bool = False) -> None:
+    """Run `models build`, one test process at a time. Archives stay for the next run, which builds outdated ones."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "service", "models", "build", *models, "--out", str(folder)]
+    command += ["--random"] if random_weights else []
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(command, check=True, cwd=ROOT)
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports at which nothing listens now."""
+    found: set[int] = set()
+    while len(found) < count:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.choice(CHOSEN_PORTS)))
+            found.add(probe.getsockname()[1])
+    return list(found)
+
+
 @pytest.fixture(scope="session")
 def archives() -> Path:
-    """The three MobileViT-XXS archives. Kept between runs: `models build` knows what is up to date."""
+    """The three MobileViT-XXS archives."""
     folder = ROOT / "build" / "test_archives"
-    command = [sys.executable, "-m", "service", "models", "build", *MODELS, "--out", str(folder)]
-    subprocess.run(command, check=True, cwd=ROOT, timeout=280)
+    build_archives(folder, *MODELS)
     return folder
 
 
@@ -103,9 +133,10 @@ def served(
 
 
 def refusals(address: str, image: bytes, stop: Callable[[], object], *, callers: int = 8) -> list[str]:
-    """What callers that never pause are told in the end: code and reason. `stop` is called once all are answered.
+    """Code and reason of the error that ends each caller's calls. `stop` is called once all callers had answers.
 
-    They are plain gRPC clients: ours watches health, and would leave before it is refused.
+    The callers never pause. They are plain gRPC clients: the project's own client watches the server's health, and
+    would leave before the server refuses it.
     """
     answered: list[int] = []
 
@@ -123,13 +154,13 @@ def refusals(address: str, image: bytes, stop: Callable[[], object], *, callers:
 
     with grpc.insecure_channel(address) as channel, ThreadPoolExecutor(callers) as pool:
         stub = vision_pb2_grpc.VisionServiceStub(channel)
-        told = [pool.submit(call_until_refused, number) for number in range(callers)]
+        refused = [pool.submit(call_until_refused, number) for number in range(callers)]
         deadline = time.monotonic() + 60
         while len(answered) < 2 * callers:
             assert time.monotonic() < deadline, "no answers"
             time.sleep(0.05)
         stop()
-        return [one.result() for one in told]
+        return [one.result() for one in refused]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A TorchServe archive of a toy module, and a look at the processes that serve it."""
+"""A TorchServe archive of a toy module, and functions that find the processes that serve it."""
 
 import dataclasses
 import hashlib
@@ -10,9 +10,8 @@ import numpy as np
 import psutil
 import torch
 
-from handlers import frame
-from model_store import archive
-from model_store.card import (
+from handlers.contract import frame
+from handlers.contract.card import (
     Card,
     InputSize,
     Normalize,
@@ -23,13 +22,14 @@ from model_store.card import (
     Weights,
     WeightsState,
 )
-from service.launch import EmbeddedConfig, EmbeddedModel
+from model_store.build import archive
+from service.engines.torchserve.config import TorchServeConfig, TorchServeModel
 
 SIDE = 32
 
 
 class Toy(torch.nn.Module):
-    """Brightness: scores [mean, -mean]; a white picture makes it raise."""
+    """Scores a picture by brightness, [mean, -mean]. Raises for a white picture."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,11 +43,13 @@ class Toy(torch.nn.Module):
         return scores, torch.zeros(scores.shape, dtype=torch.int32)
 
 
-def build(directory: Path, version: str = "1.0") -> Path:
-    buffer = io.BytesIO()
-    torch.jit.save(torch.jit.script(Toy().eval()), buffer)
+def build(directory: Path, version: str = "1.0", *, name: str = "toy", module: bytes = b"") -> Path:
+    """Write an archive. `module` stands in the place of the toy module."""
+    buffer = io.BytesIO(module)
+    if not module:
+        torch.jit.save(torch.jit.script(Toy().eval()), buffer)
     card = Card(
-        name="toy",
+        name=name,
         version=version,
         task=Task.CLASSIFY,
         family="toy",
@@ -72,9 +74,9 @@ def build(directory: Path, version: str = "1.0") -> Path:
     return archive.write(directory, card, buffer.getvalue())
 
 
-def config_for(toy: Path, **changes: object) -> EmbeddedConfig:
-    config = EmbeddedConfig(
-        models=(EmbeddedModel("toy", toy),),
+def config_for(toy: Path, **changes: object) -> TorchServeConfig:
+    config = TorchServeConfig(
+        models=(TorchServeModel("toy", toy),),
         environment=os.environ,
         worker_threads=1,
         dtype="float32",
@@ -88,7 +90,7 @@ def request(*values: int, side: int = SIDE) -> bytes:
 
 
 def members(group: int | None) -> list[psutil.Process]:
-    """Living processes of a process group."""
+    """The processes of a process group that have not ended."""
     assert group is not None
     found = []
     for process in psutil.process_iter():

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from service.batcher import Batcher
-from service.errors import DeadlineExceeded, DeadlineUnreachable, QueueFull
-from service.work import BatchResult, Job, Priority
+from service.batching.batcher import Batcher
+from service.core.errors import DeadlineExceeded, DeadlineUnreachable, QueueFull
+from service.core.types import BatchResult, Job, Priority
 
 PIXELS = np.zeros((1, 1, 3), np.uint8)
 
@@ -56,6 +56,7 @@ class Outcome:
     came: float
     deadline: float
     priority: Priority
+    caller: str = ""
     kind: str = "open"  # answered, late, unreachable, full, cancelled
     done: float = 0.0
 
@@ -70,6 +71,7 @@ class World:
     batches_per_worker: int = 2
     max_queue: int = 128
     beside: "World | None" = None  # another gateway, whose workers these are too
+    decode_seconds: float = 0.0  # from admission until the picture is in the queue
     outcomes: list[Outcome] = field(default_factory=list)
     batches: list[tuple[float, int]] = field(default_factory=list)  # when taken by a worker, size
     sent: list[list[Job]] = field(default_factory=list)
@@ -107,21 +109,27 @@ class World:
         self.finished.update({job.request_id: self._loop.time() for job in jobs})
         return BatchResult(rows=[{} for _ in jobs], transport_seconds=taken - sent, inference_seconds=seconds)
 
-    async def call(self, within: float, priority: Priority = Priority.INTERACTIVE) -> Outcome:
+    async def call(self, within: float, priority: Priority = Priority.INTERACTIVE, caller: str = "") -> Outcome:
         """One call as the pipeline makes it: released at its deadline, whatever happens."""
         now = self._loop.time()
-        outcome = Outcome(request_id=str(len(self.outcomes)), came=now, deadline=now + within, priority=priority)
-        self.outcomes.append(outcome)
-        job = Job(
-            request_id=outcome.request_id,
-            pixels=PIXELS,
-            deadline_seconds=outcome.deadline,
-            submitted_seconds=now,
-            priority=priority,
+        outcome = Outcome(
+            request_id=str(len(self.outcomes)), came=now, deadline=now + within, priority=priority, caller=caller
         )
+        self.outcomes.append(outcome)
         try:
             async with asyncio.timeout_at(outcome.deadline):
-                await self.batcher.submit(job)
+                admission = self.batcher.admit(outcome.deadline, priority, caller=caller)
+                if self.decode_seconds:
+                    await asyncio.sleep(self.decode_seconds)
+                job = Job(
+                    request_id=outcome.request_id,
+                    pixels=PIXELS,
+                    deadline_at=outcome.deadline,
+                    submitted_at=self._loop.time(),
+                    priority=priority,
+                    caller=caller,
+                )
+                await self.batcher.submit(job, admission)
             outcome.kind = "answered"
         except (TimeoutError, DeadlineExceeded):
             outcome.kind = "late"
@@ -137,13 +145,17 @@ class World:
         return outcome
 
     async def arrive(
-        self, times: Iterator[float], within: Callable[[], float], priority: Priority = Priority.INTERACTIVE
+        self,
+        times: Iterator[float],
+        within: Callable[[], float],
+        priority: Priority = Priority.INTERACTIVE,
+        caller: str = "",
     ) -> None:
         """Calls at these times; returns when all have ended."""
         async with asyncio.TaskGroup() as group:
             for time in times:
                 await asyncio.sleep(time - self._loop.time())
-                group.create_task(self.call(within(), priority))
+                group.create_task(self.call(within(), priority, caller))
 
     def kinds(self, *, since: float = 0.0, priority: Priority | None = None) -> Counter[str]:
         """How the calls that came `since` then ended, of one priority or of both."""

@@ -1,7 +1,7 @@
-"""Other model servers, given the same module, the same decoding and the same rendering of answers as ours.
+"""Other model servers with the same module, the same decoding and the same replies as our server.
 
-`PEERS` is the list. Each server is one short file here, written as its own documentation shows, run by a Python of its
-own (`environments`), configured by a `PeerConfig`. What differs between them and us is the server alone.
+`PEERS` lists them. Each server is one short file, written as the server's documentation shows. It runs in a Python
+environment of its own (`environments`) and is configured by a `PeerConfig`. Only the server differs from ours.
 """
 
 import base64
@@ -11,28 +11,28 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Peer:
-    """A server to compare with. `requirements` go into its environment; empty: it runs in ours."""
+    """A server to compare with. Without `requirements` it runs in the Python environment of this project."""
 
     name: str
-    package: str  # the distribution whose version is reported
+    package: str  # distribution whose version is reported
     module: str  # run with `python -m`
     requirements: tuple[str, ...]
     path: str = "/predict"
     content_type: str = "image/jpeg"
-    json_field: str | None = None  # for servers that take nothing but JSON: the picture as base64 under this name
-    json_lists: bool = False  # for servers whose batches are lists on the wire: a list of one picture, of one reply
+    json_field: str | None = None  # for servers that take only JSON: the field with the picture as base64
+    json_lists: bool = False  # for servers whose requests and replies are lists: lists with one item
 
-    environment: tuple[tuple[str, str], ...] = ()  # more variables for it
+    environment: tuple[tuple[str, str], ...] = ()  # environment variables of the server
 
     def body(self, picture: bytes) -> bytes:
-        """The request body that carries a picture."""
+        """The request body for a picture."""
         if self.json_field is None:
             return picture
         text = base64.b64encode(picture).decode()
         return json.dumps({self.json_field: [text] if self.json_lists else text}).encode()
 
     def reply(self, body: bytes) -> bytes:
-        """The reply message that a body carries."""
+        """The reply message in the body of a reply."""
         return base64.b64decode(json.loads(body)[0]) if self.json_lists else body
 
 
@@ -64,9 +64,9 @@ PEERS = (
         ("ray[serve]==2.60.0",),
         path="/",
         environment=(
-            ("RAY_AUTH_MODE", "disabled"),  # or it leaves a token in the home directory
+            ("RAY_AUTH_MODE", "disabled"),  # otherwise it writes a token to the home directory
             ("RAY_USAGE_STATS_ENABLED", "0"),
-            # A busy machine is slow to start all of it, and all of it is stopped between turns.
+            # Starting takes long on a busy machine, and all processes are paused between turns.
             ("RAY_raylet_start_wait_time_s", "300"),
             ("RAY_worker_register_timeout_seconds", "300"),
             ("RAY_health_check_failure_threshold", "1000"),

@@ -1,7 +1,8 @@
 """BentoML: a service with adaptive batching, as its guide shows. Bodies and replies are JSON lists of base64 texts.
 
-A batchable API takes lists, so a request is a list of one picture; the dispatcher joins lists of several requests. It
-has no fixed wait: `max_latency_ms` is the answer time it aims at, and what it expects to take longer it refuses.
+A batchable API takes lists, so a request is a list of one picture, and the dispatcher joins the lists of several
+requests. It has no fixed wait: `max_latency_ms` is its target latency, and it refuses requests that it expects to take
+longer.
 """
 
 import base64

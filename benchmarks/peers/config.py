@@ -1,4 +1,4 @@
-"""How a peer is set up, handed to its process and all its workers through one environment variable."""
+"""Configuration of a peer. One environment variable passes it to the server process and to all its workers."""
 
 import json
 import os
@@ -11,7 +11,7 @@ VARIABLE = "BENCHMARK_PEER_CONFIG"
 
 @dataclass(frozen=True)
 class PeerConfig:
-    """`folder` holds the unpacked archive; `timeout_seconds` is when the server may give up on a request."""
+    """`folder` contains the unpacked archive. `timeout_seconds` is the time-out of the server for a request."""
 
     folder: str
     workers: int
@@ -23,22 +23,22 @@ class PeerConfig:
     gpu: bool = False
 
     def to_environment(self) -> dict[str, str]:
-        """What to add to the environment of the server."""
+        """Environment variables of the server."""
         return {VARIABLE: json.dumps(asdict(self)), "OMP_NUM_THREADS": str(self.threads)}
 
     @classmethod
     def from_environment(cls) -> "PeerConfig":
-        """In the server and its workers."""
-        return cls(**json.loads(os.environ[VARIABLE]))  # noqa: TID251 - the one way that reaches every worker
+        """Read the configuration, in the server and its workers."""
+        return cls(**json.loads(os.environ[VARIABLE]))  # noqa: TID251 - every worker inherits the environment
 
     @property
     def model_folder(self) -> Path:
-        """The unpacked archive."""
+        """Folder with the unpacked archive."""
         return Path(self.folder)
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports of this machine that nobody listens on now."""
+    """Different ports of this machine on which no process listens now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:

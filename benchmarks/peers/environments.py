@@ -1,7 +1,7 @@
-"""A Python of its own for each peer: a virtual environment under the cache folder, made once per list of requirements.
+"""A virtual environment for each peer, under the cache folder. It is made once for each list of requirements.
 
-The packages that decide the work (torch, numpy, Pillow) have the versions of this project's environment; what else the
-peer's packages need is the index's choice. A peer that cannot be installed raises `PeerUnavailable` with pip's words.
+The packages on which the amount of work depends (torch, numpy, Pillow, OpenCV) have the versions of this project's
+environment. pip chooses the versions of other dependencies.
 """
 
 import hashlib
@@ -14,17 +14,17 @@ from benchmarks.machine import CACHE, package_version
 from benchmarks.peers import Peer
 
 INSTALL_SECONDS = 1800
-# What `peers.model` imports, through `service.decode` and `service.results`.
+# Packages that `peers.model` imports through `service.preprocess.image` and `service.frontends.tasks`.
 _SAME_VERSION = ("torch", "numpy", "pillow", "opencv-python-headless")
 _NEEDED = ("pydantic", "grpcio", "grpcio-status", "googleapis-common-protos")
 
 
 class PeerUnavailable(RuntimeError):
-    """A peer cannot be installed or started here; the message says why."""
+    """A peer cannot be installed here. The message contains the output of pip."""
 
 
 def python_of(peer: Peer) -> Path:
-    """The interpreter to run a peer with, installing first where needed. Raises `PeerUnavailable`."""
+    """Path of the Python that runs a peer. Installs the peer first if needed. Raises `PeerUnavailable`."""
     if not peer.requirements:
         return Path(sys.executable)
     same = [f"{name}=={package_version(name).partition('+')[0]}" for name in _SAME_VERSION]
@@ -41,7 +41,7 @@ def python_of(peer: Peer) -> Path:
 
 
 def version_of(peer: Peer, python: Path) -> str:
-    """Installed version of the peer's package."""
+    """Installed version of the peer's package, or `unknown`."""
     program = f"import importlib.metadata as m; print(m.version({peer.package!r}))"
     done = subprocess.run([str(python), "-c", program], capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"

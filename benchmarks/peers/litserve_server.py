@@ -1,4 +1,4 @@
-"""LitServe: API processes before inference processes. It takes JSON, so the picture comes as base64, as in its docs."""
+"""LitServe: API processes and inference processes. It takes JSON, so the picture is base64, as in its documentation."""
 
 import base64
 
@@ -8,34 +8,34 @@ from starlette.responses import Response
 
 from benchmarks.peers.config import PeerConfig
 from benchmarks.peers.model import CONTENT_TYPE, PeerModel
-from service.work import Decoded
+from service.core.types import Decoded
 
 
 class Vision(litserve.LitAPI):
     """Decodes each request in an inference process, then runs and renders the batch."""
 
     def setup(self, device: str) -> None:
-        """In each inference process."""
+        """Load the model, in each inference process."""
         self._model = PeerModel(PeerConfig.from_environment())
 
     def decode_request(self, request: Request) -> Decoded:
-        """One body. LitServe reads the annotation; `Request` makes it parse the JSON and hand over that."""
+        """Decode one body. Because of the annotation `Request`, LitServe passes the parsed JSON."""
         return self._model.decode(base64.b64decode(request["image"]))
 
     def batch(self, inputs: list[Decoded]) -> list[Decoded]:
-        """Stacking is the model's business."""
+        """Return the list; the model stacks it."""
         return list(inputs)
 
     def predict(self, x: list[Decoded] | Decoded) -> list[bytes] | bytes:
-        """A list where batches are allowed, one picture where not."""
+        """Answer a list of pictures, or one picture if batches are off."""
         return self._model.answer(x) if isinstance(x, list) else self._model.answer([x])[0]
 
     def unbatch(self, output: list[bytes]) -> list[bytes]:
-        """A list already."""
+        """Return the list of replies."""
         return output
 
     def encode_response(self, output: bytes) -> Response:
-        """One reply."""
+        """Wrap one reply."""
         return Response(output, media_type=CONTENT_TYPE)
 
 

@@ -1,4 +1,4 @@
-"""mosec: a Rust front end that batches, Python workers behind it. As its documentation's examples set it up."""
+"""mosec: a Rust front end that batches, with Python workers. Set up as in the examples of its documentation."""
 
 import sys
 
@@ -18,15 +18,15 @@ class Vision(Worker):
         self._model = PeerModel(PeerConfig.from_environment())
 
     def deserialize(self, data: bytes) -> bytes:
-        """The body is the picture."""
+        """Return the body, which is the picture."""
         return data
 
     def serialize(self, data: bytes) -> bytes:
-        """The reply is bytes already."""
+        """Return the reply, which is already bytes."""
         return data
 
     def forward(self, data: list[bytes] | bytes) -> list[bytes] | bytes:
-        """A list where batches are allowed, one picture where not."""
+        """Answer a list of pictures, or one picture if batches are off."""
         if isinstance(data, bytes):
             return self._model.answer([self._model.decode(data)])[0]
         return self._model.answer([self._model.decode(image) for image in data])

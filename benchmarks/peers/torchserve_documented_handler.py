@@ -1,4 +1,4 @@
-"""The handler of `torchserve_documented`: BaseHandler loads and runs the module, decode and replies are ours."""
+"""The handler of `torchserve_documented`. BaseHandler loads and runs the module; decoding and replies are ours."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ class DocumentedHandler(BaseHandler):  # type: ignore[misc]  # TorchServe has no
     """Batch of request bodies in, batch of reply bytes out."""
 
     def initialize(self, context: Any) -> None:
-        """See BaseHandler."""
+        """Load the module, as BaseHandler does, and the card."""
         super().initialize(context)
         self._task = PeerTask(PeerConfig.from_environment())
 

@@ -1,4 +1,4 @@
-"""The handler that `torchserve_alone` packs: TorchServe's own stages, filled with our decode, module and rendering."""
+"""The handler of `torchserve_alone`: TorchServe's stages with our decoding, module and replies."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ from ts.torch_handler.base_handler import BaseHandler
 
 from benchmarks.peers.config import PeerConfig
 from benchmarks.peers.model import PeerModel
-from service.work import Decoded
+from service.core.types import Decoded
 
 
 class PeerHandler(BaseHandler):  # type: ignore[misc]  # TorchServe has no types
     """Batch of request bodies in, batch of reply bytes out."""
 
     def initialize(self, context: Any) -> None:
-        """Load instead of what BaseHandler would load, which knows no freezing, dtype or warm-up."""
+        """Load with our runtime. BaseHandler would load without freezing, dtype and warm-up."""
         self._peer = PeerModel(PeerConfig.from_environment())
         self.context = context
         self.initialized = True
@@ -23,9 +23,9 @@ class PeerHandler(BaseHandler):  # type: ignore[misc]  # TorchServe has no types
         return [self._peer.decode(bytes(row.get("data") or row.get("body") or b"")) for row in data]
 
     def inference(self, data: list[Decoded], *_: Any, **__: Any) -> list[bytes]:
-        """Run and render."""
+        """Run the module and write the replies."""
         return self._peer.answer(data)
 
     def postprocess(self, data: list[bytes]) -> list[bytes]:
-        """Rendered already."""
+        """Return the replies, which are complete."""
         return data

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Build the images, with or without a daemon:
+# Builds the images, with or without a container daemon:
 #
-#   deploy/docker/build.sh [gateway] [torchserve] [models]      without a name: gateway and torchserve
+#   deploy/docker/build.sh [gateway] [torchserve] [models]      default: gateway and torchserve
 #
 # Environment, all optional:
-#   ENGINE     docker, podman or buildah; otherwise the first of them that is there
-#   PREFIX     name before /gateway and /torchserve (mobilevision)
-#   TORCH      build of torch for torchserve: cpu (default), or CUDA's, such as cu130, which is tagged VERSION-cuda
-#   ARCHIVES   folder, below model_store, whose archives are baked in (model_store/archives)
-#   BASE       base image (Debian bookworm slim); give it by digest for a build that can be repeated
-# Where no registry can be reached (needs debootstrap and buildah, run as root):
-#   DEBOOTSTRAP=1   make the base image from apt's own mirror first, if it is not there
-#   PIP_CONF, CA    files seen by the build as /etc/pip.conf and /run/buildca.crt (to be named in PIP_CONF)
-#   WHEELS          folder seen by the build as /opt/wheels; torch then comes from there, not from TORCH_INDEX
+#   ENGINE     docker, podman or buildah; default: the first one that is installed
+#   PREFIX     name before /gateway and /torchserve; default: mobilevision
+#   TORCH      build of torch for torchserve: cpu (default) or a CUDA build such as cu130, whose tag is VERSION-cuda
+#   ARCHIVES   folder below model_store whose archives are put into the image; default: model_store/archives
+#   BASE       base image; default: Debian bookworm slim. Name it by digest for a reproducible build
+# Without access to a registry (needs debootstrap and buildah, run as root):
+#   DEBOOTSTRAP=1   first makes the base image from the mirror of apt, if it does not exist
+#   PIP_CONF, CA    files mounted as /etc/pip.conf and /run/buildca.crt; PIP_CONF must name the latter
+#   WHEELS          folder mounted as /opt/wheels; torch then comes from it, not from TORCH_INDEX
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -31,7 +31,7 @@ debootstrap_base() {
   buildah inspect --type image "$base" >/dev/null 2>&1 && return
   local root mirror container
   root=$(mktemp -d)
-  # shellcheck disable=SC2016 # apt fills it in
+  # shellcheck disable=SC2016 # apt replaces it
   mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | head -n 1)
   debootstrap --variant=minbase bookworm "$root" "$mirror"
   rm -rf "${root:?}"/dev/* "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,man,locale}/*
@@ -71,11 +71,14 @@ for image in "${images[@]}"; do
       [ -z "${WHEELS:-}" ] || index=
       specific=(-f deploy/docker/torchserve.Dockerfile --build-arg "ARCHIVES=$archives"
         --build-arg "TORCH=$torch_version+$build_of_torch" --build-arg "TORCH_INDEX=$index")
-      ls "$archives"/*.mar >/dev/null || { echo "error: no archives in $archives: make images" >&2; exit 1; }
+      ls "$archives"/*.mar >/dev/null || { echo "error: no archives in $archives; run: make images" >&2; exit 1; }
       [ "$image" = torchserve ] || specific+=(--target models)
-      [ "$build_of_torch" = cpu ] || [ "$image" = models ] || tag=$tag-cuda
+      if [ "$build_of_torch" != cpu ]; then
+        specific+=(--build-arg "EXTRAS=models signing") # OpenVINO is for CPUs
+        [ "$image" = models ] || tag=$tag-cuda
+      fi
       ;;
-    *) echo "error: no image $image; there are gateway, torchserve, models" >&2; exit 1 ;;
+    *) echo "error: unknown image $image; use gateway, torchserve or models" >&2; exit 1 ;;
   esac
   echo "building $tag with $engine"
   "${build[@]}" "${options[@]}" "${specific[@]}" -t "$tag" .

@@ -1,5 +1,5 @@
-# The gateway: Python, gRPC, Pillow, OpenCV. No torch, no Java. Build it in the repository's root: see build.sh.
-# For a build that never changes, give BASE with its digest.
+# The gateway: Python, gRPC, Pillow, OpenCV; no torch and no Java. build.sh builds it from the root of the repository.
+# Name BASE by digest for a reproducible build.
 ARG BASE=docker.io/library/debian:bookworm-slim
 
 FROM ${BASE} AS build
@@ -8,16 +8,16 @@ RUN apt-get update \
     && apt-get install --no-install-recommends -y python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-COPY pyproject.toml constraints.txt ./
-COPY deploy/docker/requirements.py deploy/docker/
-# The tools stay in this stage: only /opt/mobilevision is copied on.
+COPY pyproject.toml ./
+COPY deploy/docker/tools.lock deploy/docker/gateway.lock deploy/docker/
+# The tools stay in this stage. Only /opt/mobilevision is copied to the image.
 RUN python3 -m venv /opt/tools \
-    && /opt/tools/bin/pip install --no-cache-dir -c constraints.txt pip hatchling \
-    && /opt/tools/bin/pip install --no-cache-dir cyclonedx-bom==7.5.0
+    && /opt/tools/bin/pip install --no-cache-dir --require-hashes -r deploy/docker/tools.lock
 RUN python3 -m venv --without-pip /opt/mobilevision \
-    && /opt/tools/bin/python deploy/docker/requirements.py tracing > requirements.txt \
-    && /opt/tools/bin/pip --python /opt/mobilevision/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt
+    && /opt/tools/bin/pip --python /opt/mobilevision/bin/python install --no-cache-dir --no-deps \
+       --require-hashes -r deploy/docker/gateway.lock
 COPY README.md LICENSE ./
+COPY mobilevision mobilevision
 COPY service service
 COPY handlers handlers
 COPY model_store model_store
@@ -28,17 +28,20 @@ RUN rm -rf model_store/archives \
        --output-reproducible -o /opt/mobilevision/sbom.cdx.json
 
 FROM ${BASE}
-# tini: a SIGTERM that comes before Python listens for it must end the container, and nobody is left a zombie.
+# tini ends the container on a SIGTERM that comes before Python handles signals, and reaps zombie processes.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --no-install-recommends -y python3 tini \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/cache/debconf /usr/share/doc /usr/share/man /usr/share/locale
 COPY --from=build /opt/mobilevision /opt/mobilevision
 COPY --chmod=0755 deploy/docker/gateway-probe /usr/local/bin/gateway-probe
+# ANONYMOUS=allow: the gateway listens on all addresses of its container, where it would refuse calls without credentials.
+# What reaches the container is decided outside of it. MOBILEVISION_ANONYMOUS=deny requires callers (docs/access.md).
 ENV PATH=/opt/mobilevision/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     MOBILEVISION_ARCHIVES=/models \
+    MOBILEVISION_ANONYMOUS=allow \
     MOBILEVISION_GRPC_HOST=0.0.0.0 \
     MOBILEVISION_GRPC_PORT=50051 \
     MOBILEVISION_HTTP_HOST=0.0.0.0 \

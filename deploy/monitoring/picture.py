@@ -1,7 +1,7 @@
-"""Draw a dashboard from what a Prometheus has stored, without Grafana: for documents and reviews. Needs matplotlib.
+"""Draws a dashboard from the data of a Prometheus, without Grafana, for documents and reviews. Needs matplotlib.
 
-In: a generated dashboard and the address of a Prometheus. Out: a PNG with every panel in its place. It looks alike, and
-is not what Grafana would draw; the picture says so.
+In: a generated dashboard and the address of a Prometheus. Out: a PNG with every panel at its position. It resembles the
+dashboard in Grafana but is not equal to it. The picture contains a note about this.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from matplotlib.ticker import FuncFormatter
 
 HERE = Path(__file__).parent
 STEPS = 120
-COLUMN_INCHES, LINE_INCHES = 0.75, 0.36  # of Grafana's grid: 24 columns, lines of 30 px
+COLUMN_INCHES, LINE_INCHES = 0.75, 0.36  # a cell of Grafana's grid, which has 24 columns and lines of 30 px
 NOTE = "Drawn by matplotlib from Prometheus data, not by Grafana."
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line: values over Unix seconds."""
+    """One series: values at Unix times in seconds."""
 
     labels: dict[str, str]
     at: list[float]
@@ -38,19 +38,19 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A Prometheus, the Unix time and the seconds before it that are shown, and the values of the variables."""
+    """A Prometheus, the shown interval (`seconds` before the Unix time `end_at`), and the values of the variables."""
 
     address: str
-    end: float
+    end_at: float
     seconds: float
     variables: dict[str, str]
 
     def read(self, expression: str) -> list[Series]:
-        """The series of an expression."""
+        """Query the series of an expression over the interval."""
         for name, value in self.variables.items():
             expression = expression.replace(f"${name}", value)
         step = max(1.0, self.seconds / STEPS)
-        query = {"query": expression, "start": self.end - self.seconds, "end": self.end, "step": step}
+        query = {"query": expression, "start": self.end_at - self.seconds, "end": self.end_at, "step": step}
         url = f"{self.address}/api/v1/query_range?{urllib.parse.urlencode(query)}"
         with urllib.request.urlopen(url) as answer:  # noqa: S310 - the operator's own address
             result = json.load(answer)["data"]["result"]
@@ -61,7 +61,7 @@ class Source:
 
 
 def text(value: float, unit: str) -> str:
-    """A value as people read it."""
+    """A value with its unit, as text."""
     if math.isnan(value):
         return "no data"
     if unit == "percentunit":
@@ -74,7 +74,7 @@ def text(value: float, unit: str) -> str:
 
 
 def draw(dashboard: dict[str, Any], source: Source) -> Figure:
-    """The whole dashboard."""
+    """Draw the whole dashboard."""
     height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in dashboard["panels"]) + 2
     figure = pyplot.figure(figsize=(24 * COLUMN_INCHES, height * LINE_INCHES), dpi=80)
     figure.suptitle(f"{dashboard['title']}\n{NOTE}", fontsize=10)
@@ -165,7 +165,7 @@ def _nothing(axes: Axes) -> None:
 
 
 def _days(times: list[float]) -> list[float]:
-    """Unix seconds as matplotlib's dates."""
+    """Unix times in seconds as matplotlib's dates (days)."""
     return [at / 86400 for at in times]
 
 
@@ -177,8 +177,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dashboard", choices=sorted(file.stem for file in (HERE / "dashboards").glob("*.json")))
     parser.add_argument("--prometheus", default="http://localhost:9090")
-    parser.add_argument("--minutes", type=float, default=60.0, help="how far back")
-    parser.add_argument("--rate-interval", default="1m", help="four times the scrape interval")
+    parser.add_argument("--minutes", type=float, default=60.0, help="length of the shown interval [60]")
+    parser.add_argument("--rate-interval", default="1m", help="four times the scrape interval [1m]")
     parser.add_argument("--price-per-hour", default="0.10")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()

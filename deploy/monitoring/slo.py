@@ -1,13 +1,13 @@
-"""The objectives, and the recording rules and burn-rate alerts that follow from them. Change an objective here only.
+"""The service level objectives, and their recording rules and burn-rate alerts. Change an objective only here.
 
-Two indicators over all calls that carry a picture, per namespace (one series without labels outside Kubernetes):
+There are two indicators over all calls with a picture, per namespace (outside Kubernetes one series without labels):
 
-* availability: of the valid calls (the caller made no mistake and did not hang up) the share that got an answer. A call
-  that was refused for want of room, or whose deadline passed, got none.
-* latency: the share of calls done within `LATENCY_SECONDS`, which must be an edge of the histogram's buckets.
+* availability: the share of valid calls that were answered. Calls with a client error and calls that the caller
+  cancelled are not valid. A call that was refused because of overload, or missed its deadline, was not answered.
+* latency: the share of calls that end within `LATENCY_SECONDS`, which must be a bucket bound of the histogram.
 
-Alerts after the SRE workbook's multi-window multi-burn-rate recipe: a long window shows that the budget really burns, a
-short one that it still does. Out: a rule group as plain values; `generate` writes it.
+The alerts follow "multiwindow, multi-burn-rate alerts" in the SRE workbook. The long window shows a significant use of
+the error budget, the short window that it still goes on. Out: a rule group as plain values, which `generate` writes.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 AVAILABILITY_OBJECTIVE = 0.999  # of valid calls over 30 days
 LATENCY_OBJECTIVE = 0.99  # of calls over 30 days
 LATENCY_SECONDS = 0.512
-LEAST_RATE = 0.01  # calls per second over the last hour: under 36 an hour, one failed call must page nobody
+LEAST_RATE = 0.01  # calls per second over the last hour; below 36 calls per hour a single failure must not page
 
 RUNBOOK = "docs/runbook.md"
 
@@ -30,7 +30,7 @@ Group = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Burn:
-    """The budget of 30 days burns `factor` times too fast, seen over a long and a short window."""
+    """The error budget of 30 days is used `factor` times too fast over a long and a short window."""
 
     factor: float
     long: str
@@ -43,14 +43,14 @@ SLOW = (Burn(3, "1d", "2h"), Burn(1, "3d", "6h"))  # 10 % in a day, 10 % in thre
 
 @dataclass(frozen=True, slots=True)
 class Indicator:
-    """`bad` and `valid` are sums by namespace with `%s` for the window."""
+    """A service level indicator. `bad` and `valid` are PromQL sums by namespace, with `%s` for the window."""
 
     name: str
     title: str
     objective: float
     bad: str
     valid: str
-    told: str
+    failure: str  # completes the summary "2 % ..."
 
     def series(self, window: str) -> str:
         """Name of the recorded share of bad calls."""
@@ -63,7 +63,7 @@ AVAILABILITY = Indicator(
     objective=AVAILABILITY_OBJECTIVE,
     bad=f'sum by (namespace) (rate(mobilevision_requests_total{{{PICTURES}, code!~"OK|{CLIENT_CODES}"}}[%s]))',
     valid=f'sum by (namespace) (rate(mobilevision_requests_total{{{PICTURES}, code!~"{CLIENT_CODES}"}}[%s]))',
-    told="of the valid calls got no answer",
+    failure="of the valid calls got no answer",
 )
 LATENCY = Indicator(
     name="latency",
@@ -73,12 +73,12 @@ LATENCY = Indicator(
     " - sum by (namespace) (rate(mobilevision_request_duration_seconds_bucket"
     f'{{{PICTURES}, le="{LATENCY_SECONDS}"}}[%s]))',
     valid=f"sum by (namespace) (rate(mobilevision_request_duration_seconds_count{{{PICTURES}}}[%s]))",
-    told=f"of the calls took longer than {LATENCY_SECONDS} s",
+    failure=f"of the calls took longer than {LATENCY_SECONDS} s",
 )
 
 
 def group() -> Group:
-    """Recording rules and alerts of both indicators: one group, so that alerts see what was recorded just before."""
+    """Recording rules and alerts of both indicators. In one group the alerts see the values just recorded."""
     both = (AVAILABILITY, LATENCY)
     rules = [_record(indicator, window) for indicator in both for window in WINDOWS]
     rules.append({"record": "mobilevision:valid_requests:rate1h", "expr": AVAILABILITY.valid.replace("%s", "1h")})
@@ -90,7 +90,7 @@ def group() -> Group:
 
 def _record(indicator: Indicator, window: str) -> Rule:
     bad, valid = (text.replace("%s", window) for text in (indicator.bad, indicator.valid))
-    # Without a failure there is no series of failures: then the share is 0, not unknown.
+    # Without failures there is no series of failures. The share must then be 0, not absent.
     return {"record": indicator.series(window), "expr": f"(\n  ({bad})\n  or 0 * {valid}\n)\n/ {valid}"}
 
 
@@ -109,7 +109,7 @@ def _alert(indicator: Indicator, speed: str, burns: tuple[Burn, ...]) -> Rule:
         "for": "2m" if page else "15m",
         "labels": {"severity": "page" if page else "ticket", "slo": indicator.name},
         "annotations": {
-            "summary": f"{{{{ $value | humanizePercentage }}}} {indicator.told}",
+            "summary": f"{{{{ $value | humanizePercentage }}}} {indicator.failure}",
             "description": (
                 f"The objective is {indicator.objective:.4g} over 30 days. At this pace its budget is gone in "
                 + ("about two days (1 h window) or five (6 h window)." if page else "10 to 30 days.")

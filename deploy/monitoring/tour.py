@@ -1,8 +1,8 @@
-"""Pictures of the dashboards from a run made for them: a real server, a real Prometheus, a load that rises and falls.
+"""Pictures of the dashboards with example data: a real server, a real Prometheus, and a load that rises and falls.
 
 In: built demo models, `prometheus` on the path, matplotlib. Out: `dashboard_NAME.png` for each dashboard, drawn by
-`picture`. The load begins with the daily round of calls to three models, rises past what the machine can do, so that
-refusals show, and falls again; one call in twenty carries no picture.
+`picture`. The load calls three models. It rises above the capacity of the machine, so that refusals appear, and falls
+again. One call in twenty contains no valid picture.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from pathlib import Path
 import yaml
 
 from deploy.monitoring.picture import HERE, Source, draw
-from service.client import CallFailed, VisionClient
-from service.instance import serving
+from mobilevision.client import CallFailed, VisionClient
+from service.app.local_server import serving
 
 ROOT = HERE.parents[1]
 MODELS = ("demo_classify", "demo_detect", "demo_segment")
-LOADS_PER_SECOND = (10, 25, 50, 150, 25, 10)  # each for an equal part of the time
+LOADS_PER_SECOND = (10, 25, 50, 150, 25, 10)  # one after another, each for the same time
 CALL_SECONDS = 0.5
 CALLERS = 128
 SCRAPE_SECONDS = 1
@@ -35,7 +35,7 @@ DPI = 60
 
 @contextlib.contextmanager
 def prometheus(folder: Path, target: str) -> Iterator[str]:
-    """One that scrapes `target` and evaluates our rules; its address."""
+    """Run a Prometheus that scrapes `target` and evaluates our rules. Yields its address."""
     config = yaml.safe_load((HERE / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"}
     config["rule_files"] = [str(HERE / "rules" / "*.yaml")]
@@ -61,14 +61,14 @@ def prometheus(folder: Path, target: str) -> Iterator[str]:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - our own
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - our own Prometheus
             return bool(answer.status == 200)
     except OSError:
         return False
 
 
 def load(address: str, seconds: float) -> None:
-    """The whole load. What is answered is not looked at."""
+    """Send the whole load within `seconds`. The answers are ignored."""
     dice = random.Random(1)  # noqa: S311 - a load, not a secret
     pictures = [file.read_bytes() for file in sorted((ROOT / "docs" / "pictures").glob("*.jpg"))]
     with VisionClient(address, timeout_seconds=CALL_SECONDS) as client, ThreadPoolExecutor(CALLERS) as pool:
@@ -79,17 +79,17 @@ def load(address: str, seconds: float) -> None:
             with contextlib.suppress(CallFailed):
                 dice.choice(calls)(image)
 
-        due = time.monotonic()
+        due_at = time.monotonic()
         for per_second in LOADS_PER_SECOND:
-            end = due + seconds / len(LOADS_PER_SECOND)
-            while due < end:
-                time.sleep(max(0.0, due - time.monotonic()))
+            end_at = due_at + seconds / len(LOADS_PER_SECOND)
+            while due_at < end_at:
+                time.sleep(max(0.0, due_at - time.monotonic()))
                 pool.submit(one)
-                due += dice.expovariate(per_second)
+                due_at += dice.expovariate(per_second)
 
 
 def main() -> None:
-    """Run, draw."""
+    """Run the load, then draw every dashboard."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--archives", type=Path, default=ROOT / "model_store" / "archives")

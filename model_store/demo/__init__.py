@@ -1,1 +1,1 @@
-"""Demo checkpoints: a data set that draws itself, and the training of one small model per task on it."""
+"""The demo data set, which is drawn by code, and the committed demo checkpoints."""

@@ -1,8 +1,8 @@
-"""The committed demo checkpoints: where they are, how they are written, and that they are what they say.
+"""The committed demo checkpoints: where they are, how they are written, and a check of their digests.
 
-In and out: a state dict in float32 under the network's own names. On disk a kernel or matrix is float16 and the
-rest (norms, biases: a hundredth of the bytes) float32; `records.json` beside the files holds the digest of each and
-what is known of its making. Reading checks the digest.
+In and out: a state dict in float32 under the network's own names. On disk, kernels and matrices are float16,
+and the rest (norms, biases: a hundredth of the bytes) is float32. `records.json` beside the files holds the digest of
+each file and how it was made. Reading checks the digest.
 """
 
 import json
@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model_store import labels, weights, zoo
-from model_store.errors import CheckpointError
+from model_store import labels, zoo
+from model_store.weights import container
+from model_store.weights import load as weights
+from model_store.weights.errors import CheckpointError
 
 FOLDER = zoo.COMMITTED
 SOURCE = "trained by model_store/demo on pictures it draws"
@@ -25,8 +27,8 @@ MAX_BYTES = 4_000_000  # of one file
 class Record(BaseModel):
     """How one checkpoint was made, and what it scored.
 
-    `digest` is `weights.digest` of the tensors as stored; `starts_from` the run whose weights this one began
-    with; `wall_seconds` leaves that other run out. `scores` are in 0..1, of this checkpoint as stored, on the first
+    `digest` is `weights.digest` of the tensors as stored. `starts_from` names the run whose weights this run began
+    with; `wall_seconds` does not include that run. `scores` are in 0..1, of this checkpoint as stored, on the first
     `scored_pictures` pictures of the held-out split of seed `scored_seed`.
     """
 
@@ -47,7 +49,7 @@ class Record(BaseModel):
 
 
 def records(folder: Path = FOLDER) -> dict[str, Record]:
-    """What is known of each checkpoint, by the name of its model."""
+    """The record of each checkpoint, by the name of its model."""
     path = folder / "records.json"
     if not path.is_file():
         return {}
@@ -57,7 +59,7 @@ def records(folder: Path = FOLDER) -> dict[str, Record]:
 def read(name: str, folder: Path = FOLDER) -> dict[str, Tensor]:
     """Read a committed checkpoint. Raises `CheckpointError` where it is missing, or is not the recorded one."""
     path = folder / f"{name}.safetensors"
-    state = weights.read_file(path)
+    state = container.read(path).state
     record = records(folder).get(name)
     if record is None or weights.digest(state) != record.digest:
         raise CheckpointError(f"{path}: not the checkpoint that records.json describes; restore it from git")
@@ -65,7 +67,7 @@ def read(name: str, folder: Path = FOLDER) -> dict[str, Tensor]:
 
 
 def stored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what is written to disk of a state dict: kernels and matrices float16, the rest float32, no counters."""
+    """A state dict as it is written to disk: kernels and matrices float16, the rest float32, no counters."""
     return {
         name: value.to(torch.float16 if value.dim() > 1 else torch.float32).contiguous()
         for name, value in sorted(state.items())
@@ -74,7 +76,10 @@ def stored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write(name: str, state: Mapping[str, Tensor], record: Record, folder: Path = FOLDER) -> Path:
-    """Write a checkpoint (as `stored` returns it) and its record, each in one move; the other records stay."""
+    """Write a checkpoint (as `stored` returns it) and its record, each replaced atomically; the other records stay.
+
+    Raises `ValueError` for a file above `MAX_BYTES`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
     unfinished = path.with_suffix(".part")
@@ -95,7 +100,7 @@ def write(name: str, state: Mapping[str, Tensor], record: Record, folder: Path =
 _README = """# Demo checkpoints
 
 Small MobileViT-XXS models, trained by this project on pictures it draws itself (`model_store/demo`): no download, no
-data of others; Apache-2.0 like the code. They know {labels}, and nothing else.
+data of others; Apache-2.0 like the code. They know {labels}, and no other labels.
 Kernels and matrices are float16, norms and biases float32. Written by `make demo-train`, which draws the same pictures
 and takes the same steps; on another processor or torch the sums differ in their last bits, and so the weights in more.
 

@@ -1,13 +1,13 @@
 """The demo data set: shapes on textured, noisy backgrounds, drawn here, with exact masks and boxes.
 
-In: (seed, split, index). Out: one `Scene`, the same on every call; nothing is read from disk. A picture is
-handed on as the JPEG it would be sent as, so whoever trains or scores on it sees what a client sends.
+In: (seed, split, index). Out: one `Scene`, the same on every call; nothing is read from disk. A picture is a
+JPEG, as a client would send it, so training and scoring see the same pixels as serving.
 
-What is exact: a pixel belongs to the topmost shape that covers at least half of it, and a box is the extent of the
-pixels that are left to its shape. A shape is not drawn where it would leave less than `MIN_VISIBLE` of another, so that
-every shape in the picture can be told and none is in the picture without being in the annotations. Shapes have any
-colour that is lighter than the ground: with either sign of the contrast, a small network needs several times as many
-pictures to learn the same shapes.
+The truth is exact: a pixel belongs to the topmost shape that covers at least half of it, and a box is the extent of the
+visible pixels of its shape. A shape is not drawn where it would leave less than `MIN_VISIBLE` of another shape visible.
+So every shape in the picture can be recognised, and every shape is annotated. Shapes have any colour that is lighter
+than the ground. With darker colours too, a small network would need several times as many pictures to learn the same
+shapes.
 """
 
 import io
@@ -49,7 +49,7 @@ class Shape:
     Attributes:
         label: index into `LABELS`.
         box: (x0, y0, x1, y1) of its visible pixels, in pixels of the picture; x1 and y1 are one past the last.
-        visible: visible pixels, over those it would have with nothing in front of it.
+        visible: visible pixels, as a share of those with nothing in front of the shape.
 
     """
 
@@ -77,7 +77,7 @@ class Scene:
 
     @property
     def label(self) -> int:
-        """Label of the largest shape: the answer to a classification."""
+        """Label of the largest shape: the right class of the picture."""
         areas = [np.count_nonzero(self.instances == index + 1) for index in range(len(self.shapes))]
         return self.shapes[int(np.argmax(areas))].label
 

@@ -1,4 +1,4 @@
-"""The held-out pictures as files that other tools read: written, never read, here.
+"""Write the held-out pictures as files that other tools read.
 
     images/shapes_00000.jpg ...     pictures of several shapes
     detect.json                     COCO instances: boxes of the above
@@ -6,8 +6,8 @@
     classify/<label>/00000.jpg ...  pictures of one shape, in the folder of their class as ImageNet's
     classify.json                   {"labels": [...], "images": [{"file": "classify/...", "label": 0}, ...]}
 
-Labels are numbered as the demo models answer them (`labels/demo_shapes.txt`); COCO's category ids are one higher.
-No pixel of a mask is left out as 255: the truth is known everywhere.
+Labels are numbered as in the answers of the demo models (`labels/demo_shapes.txt`); COCO's category ids are one higher.
+Masks have no pixel 255 (ignored): the truth is known everywhere.
 """
 
 import json

@@ -1,1 +1,1 @@
-"""Official checkpoints: where they are published, how they are fetched, and the store of those that were."""
+"""Official checkpoints: where they are published, how they are fetched, and the folder that keeps them."""

@@ -1,8 +1,8 @@
-"""One file from an http(s) address into a `.part` file, going on where an earlier attempt broke off.
+"""Download one file from an http(s) address into a `.part` file, resuming an earlier attempt.
 
-In: an address and a path. Out: the path holds exactly what the server has, or a `PullError`. Beside an unfinished
-`.part` lies a `.part.json` with its address and the validator (ETag or date) the server gave, so that two versions of
-a file are never joined; where the server gave none, the file is fetched anew. Knows nothing of checkpoints.
+In: an address and a path. Out: the path holds exactly the bytes of the server, or a `PullError`. Beside an unfinished
+`.part` lies a `.part.json` with the address and the server's validator (ETag or date), so that two versions of a file
+are never joined. Without a validator the file is downloaded from its beginning. Knows nothing of checkpoints.
 """
 
 import http.client
@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from model_store.pull.errors import BadAddress, ConnectionLost, HttpRefused, NotACheckpoint, StoreError
 
-# (bytes there, bytes of the whole file or None where the server does not say)
+# (bytes received, bytes of the whole file or None where the server does not send its length)
 Progress = Callable[[int, int | None], None]
 
 ATTEMPTS = 4
@@ -33,7 +33,7 @@ _AGENT = "mobilevision (models pull)"
 
 
 class _Broken(Exception):
-    """This attempt failed in a way that another one may not."""
+    """This attempt failed; another attempt may succeed."""
 
 
 def download(
@@ -45,9 +45,9 @@ def download(
     timeout_seconds: float = TIMEOUT_SECONDS,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Fetch `url` into `part`. Raises `DownloadError` or `StoreError`.
+    """Fetch `url` into `part`. Raises `DownloadError` (`BadAddress` before any request) or `StoreError`.
 
-    After `ConnectionLost` the part stays, to be resumed by the next call; after every other error it is removed.
+    After `ConnectionLost` the part stays, and the next call resumes it. After every other error it is removed.
     """
     scheme = urlsplit(url).scheme
     if scheme not in {"http", "https"} or not urlsplit(url).hostname:
@@ -71,14 +71,14 @@ def download(
 
 
 def remove(part: Path) -> None:
-    """Remove a part and what is remembered of it."""
+    """Remove a part and its `.part.json`."""
     part.unlink(missing_ok=True)
     _state_path(part).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What is remembered of a part."""
+    """The content of `.part.json`."""
 
     url: str
     validator: str
@@ -95,7 +95,7 @@ def _attempt(url: str, part: Path, on_progress: Progress, timeout_seconds: float
         reply = urllib.request.urlopen(request, timeout=timeout_seconds)  # noqa: S310
     except urllib.error.HTTPError as error:
         with error:
-            if error.code == 416:  # our part is no beginning of what is there now
+            if error.code == 416:  # our part is longer than the file on the server
                 remove(part)
                 raise _Broken("the server has no such range") from error
             if error.code == 429 or error.code >= 500:
@@ -112,7 +112,7 @@ def _attempt(url: str, part: Path, on_progress: Progress, timeout_seconds: float
 
 
 def _receive(url: str, reply: Any, part: Path, offset: int, on_progress: Progress) -> None:
-    """Append the body to the part, or start it anew where the server sends the whole file."""
+    """Append the body to the part, or replace the part where the server sends the whole file."""
     if reply.headers.get_content_type() == "text/html":
         raise NotACheckpoint(f"{url}: a page, not a file; open it in a browser, download, and use --from FILE")
     if reply.status != 206 or not _starts_at(reply.headers.get("Content-Range", ""), offset):
@@ -163,7 +163,7 @@ def _check_beginning(url: str, chunk: bytes) -> None:
 
 
 def _check_room(part: Path, total: int | None, offset: int) -> None:
-    """Refuse at the door what cannot fit."""
+    """Raise `StoreError` where the disk has no room for the file."""
     if total is None:
         return
     free = shutil.disk_usage(part.parent).free

@@ -1,22 +1,22 @@
-"""Every way a pull can end without a checkpoint, as one closed tree. Each message says what to do.
+"""Every way in which a pull can fail, as one closed tree. Each message tells the user what to do.
 
     PullError
-    ├── Unpublished          nobody published this checkpoint, or not in that layout
+    ├── Unpublished          this checkpoint was never published, or not in that layout
     ├── ByHand               it is published where a program cannot fetch it: the message has the link
     ├── DownloadError
     │   ├── BadAddress       not http or https
     │   ├── HttpRefused      the server answered with an error (404, 403, ...)
     │   ├── NotACheckpoint   the server sent a page or a pointer instead of the file
-    │   └── ConnectionLost   no answer, or it broke off; what arrived is kept and the next pull goes on from there
-    ├── NoSuchFile           what was given to --from is not there
-    ├── WrongDigest          the bytes are not those that were published, or not those of the first pull
+    │   └── ConnectionLost   no answer, or it broke off; the received bytes are kept, and the next pull continues
+    ├── NoSuchFile           the file or folder of --from does not exist
+    ├── WrongDigest          the bytes are not the published ones, or not those of the first pull
     ├── UnusableCheckpoint   unreadable, or not the weights of this model
     └── StoreError           the folder cannot be written (disk full, ...), is in use, or was damaged
 
-Whatever the end, the store holds what it held before; only `ConnectionLost` leaves a `.part` file, to be resumed.
+After a failure the store is unchanged. Only `ConnectionLost` leaves a `.part` file, which the next pull resumes.
 """
 
-from model_store.errors import CheckpointError
+from model_store.weights.errors import CheckpointError
 
 
 class PullError(Exception):
@@ -28,7 +28,7 @@ class Unpublished(PullError):
 
 
 class ByHand(PullError):
-    """The file has to be downloaded with a browser."""
+    """The file has to be downloaded with a browser; the message has the link."""
 
 
 class DownloadError(PullError):
@@ -36,11 +36,11 @@ class DownloadError(PullError):
 
 
 class BadAddress(DownloadError):
-    """The address is not one that is fetched here."""
+    """The address is not http or https."""
 
 
 class HttpRefused(DownloadError):
-    """The server answered, and did not give the file. `status` is its HTTP status."""
+    """The server answered with an error. `status` is the HTTP status."""
 
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
@@ -48,15 +48,15 @@ class HttpRefused(DownloadError):
 
 
 class NotACheckpoint(DownloadError):
-    """The server gave something else."""
+    """The server sent a page or a pointer instead of the file."""
 
 
 class ConnectionLost(DownloadError):
-    """The network failed, more than once."""
+    """The network failed in every attempt."""
 
 
 class NoSuchFile(PullError):
-    """A local file that was named does not exist, or cannot be read."""
+    """A local file does not exist, or cannot be read."""
 
 
 class WrongDigest(PullError):
@@ -64,7 +64,7 @@ class WrongDigest(PullError):
 
 
 class UnusableCheckpoint(PullError, CheckpointError):
-    """The file was read and is no use."""
+    """The file cannot be read, or holds the weights of another model."""
 
 
 class StoreError(PullError):

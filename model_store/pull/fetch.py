@@ -1,32 +1,31 @@
-"""From where it is published, or from a local file, into the store: one checkpoint, verified and known to fit.
+"""Fetch one checkpoint into the store, from its published address or from a local file.
 
-In: an entry of the zoo and where to look. Out: a `Stored` checkpoint whose bytes are the published ones where that is
-known, those of the first pull where there was one, and which loads strictly into the entry's network; otherwise a
-`PullError`, and the store as it was. Never executes code from a file.
+In: an entry of the zoo and a source. Out: a `Stored` checkpoint. Its bytes are the published ones where their id is
+known, and those of the first pull where there was one, and it loads strictly into the entry's network. Otherwise a
+`PullError`; the store is then unchanged. Never executes code from a file.
 """
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
-
-from model_store import assemble, layouts, weights, zoo
-from model_store.errors import CheckpointError
+from model_store import zoo
+from model_store.build import assemble, fitting
 from model_store.pull import sources
 from model_store.pull.download import Progress, download, remove
 from model_store.pull.errors import ByHand, NoSuchFile, StoreError, Unpublished, UnusableCheckpoint, WrongDigest
 from model_store.pull.sources import Source
 from model_store.pull.store import Record, Store, Stored, git_blob, sha256
+from model_store.weights import container, layouts
+from model_store.weights.errors import CheckpointError
+from model_store.weights.file import SUFFIXES
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".tar")
 _COPY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """What a pull did. `tensors` is 0 and `downloaded` false where the store already had the file."""
+    """The result of a pull. `tensors` is 0 and `downloaded` is false where the store already had the file."""
 
     stored: Stored
     downloaded: bool
@@ -35,7 +34,7 @@ class Pulled:
 
 
 def from_address(
-    entry: zoo.Entry,
+    entry: zoo.ModelSpec,
     store: Store,
     source: Source,
     *,
@@ -43,9 +42,10 @@ def from_address(
     refresh: bool = False,
     on_progress: Progress,
 ) -> Pulled:
-    """Download `source`, unless the store has it. `refresh` downloads anyway, and accepts that it changed since.
+    """Download `source`, unless the store has it. With `refresh`, download anyway and accept a changed file.
 
-    Raises `PullError`.
+    Raises `PullError`: `ByHand` where a program cannot download the file, and what `download`, the digests and the
+    loader raise.
     """
     if source.by_hand:
         copies = [copy.layout for copy in sources.published(entry) if not copy.by_hand]
@@ -70,7 +70,7 @@ def from_address(
 
 
 def from_file(
-    entry: zoo.Entry,
+    entry: zoo.ModelSpec,
     store: Store,
     path: Path,
     *,
@@ -79,17 +79,20 @@ def from_file(
     expected_sha256: str = "",
     on_progress: Progress,
 ) -> Pulled:
-    """Copy a local file, or the one of a folder that `file_in` finds. Raises `PullError`.
+    """Copy a local file, or the one of a folder that `file_in` finds.
 
-    `published` says that it was downloaded by hand from where it is published in this layout: its digest is then kept
-    as that of the address, and the bytes must be those of an earlier pull from there, if there was one.
+    `published`: the user downloaded the file by hand from its published address in this layout. Its digest is then kept
+    as that of the address, and the bytes must equal those of an earlier pull from that address, if there was one.
+
+    Raises `PullError`: `NoSuchFile`, `Unpublished` where `published` is wrong, and what the digests and the loader
+    raise.
     """
     path = file_in(entry, path) if path.is_dir() else path
     if not path.is_file():
         raise NoSuchFile(f"{path}: no such file or folder")
     official = next((s for s in sources.published(entry) if s.layout == layout), None)
     if published and official is None:
-        raise Unpublished(f"nobody published {entry.name} in layout {layout!r}: leave --published out")
+        raise Unpublished(f"{entry.name} was never published in layout {layout!r}: leave --published out")
     with store.locked():
         part = store.folder / f"{entry.name}.copy.part"
         try:
@@ -109,7 +112,7 @@ def from_file(
             remove(part)
 
 
-def file_in(entry: zoo.Entry, folder: Path) -> Path:
+def file_in(entry: zoo.ModelSpec, folder: Path) -> Path:
     """The checkpoint in a folder: named as published, or the only one there. Raises `NoSuchFile`."""
     for source in sources.published(entry):
         if source.file_name and (folder / source.file_name).is_file():
@@ -123,8 +126,8 @@ def file_in(entry: zoo.Entry, folder: Path) -> Path:
     raise NoSuchFile(f"{folder} holds {', '.join(path.name for path in mine[:8])}: name one of them with --from FILE")
 
 
-def _there(entry: zoo.Entry, store: Store, source: Source, expected_sha256: str) -> Stored | None:
-    """What the store has, if it is what is asked for. A damaged file counts as absent: it is fetched again."""
+def _there(entry: zoo.ModelSpec, store: Store, source: Source, expected_sha256: str) -> Stored | None:
+    """The stored checkpoint, if it is the requested one. A damaged file counts as absent: it is fetched again."""
     try:
         stored = store.get(entry.name)
     except WrongDigest:
@@ -135,7 +138,7 @@ def _there(entry: zoo.Entry, store: Store, source: Source, expected_sha256: str)
 
 
 def _verify(part: Path, source: Source, *, expected_sha256: str, first: bool) -> None:
-    """Raises `WrongDigest`. `first`: the expected digest is that of the first pull, not one that was asked for."""
+    """Raises `WrongDigest`. `first`: the expected digest is that of the first pull, not one that the user gave."""
     if source.git_blob and git_blob(part) != source.git_blob:
         raise WrongDigest(
             f"{source.url}: git blob id {git_blob(part)}, the published file has {source.git_blob}; "
@@ -148,8 +151,8 @@ def _verify(part: Path, source: Source, *, expected_sha256: str, first: bool) ->
         raise WrongDigest(f"{source.url}: sha256 is {found}, {of} is {expected_sha256}{fix}")
 
 
-def _admit(entry: zoo.Entry, store: Store, part: Path, source: Source, *, url: str, known_bytes: bool) -> Pulled:
-    """Try the checkpoint on the network, then make it the one of this entry."""
+def _admit(entry: zoo.ModelSpec, store: Store, part: Path, source: Source, *, url: str, known_bytes: bool) -> Pulled:
+    """Load the checkpoint into the network, then store it for this entry."""
     suffix = _suffix_of(part, source.url)
     content = part.with_name(f"{entry.name}.incoming{suffix}")
     try:
@@ -169,7 +172,7 @@ def _admit(entry: zoo.Entry, store: Store, part: Path, source: Source, *, url: s
 
 
 def _suffix_of(path: Path, origin: str) -> str:
-    """The suffix that tells `weights.read_file` what the file is, by its first bytes: names are not to be relied on."""
+    """The suffix by which people know the kind of file. First bytes decide, since names may be wrong."""
     with path.open("rb") as file:
         start = file.read(9)
     if start.startswith(b"PK") or start.startswith(b"\x80"):  # zip or pickle, both written by torch.save
@@ -179,46 +182,22 @@ def _suffix_of(path: Path, origin: str) -> str:
     raise UnusableCheckpoint(f"{origin}: neither a safetensors file nor one of torch.save; nothing of it was kept")
 
 
-def _try(entry: zoo.Entry, path: Path, source: Source) -> int:
-    """How many tensors the file holds. Raises `UnusableCheckpoint` where they are not those of the entry."""
+def _try(entry: zoo.ModelSpec, path: Path, source: Source) -> int:
+    """The number of tensors in the file. Raises `UnusableCheckpoint` where they do not fit the entry."""
     layout = layouts.get(source.layout)
     network = assemble.build(entry)
     try:
-        state = weights.read_file(path)
-        weights.load(network, state, layout)
+        state = container.read(path).state
+        fitting.load(network, state, layout, entry)  # names the right layout or model, as `models build` does
     except CheckpointError as error:
         reason = str(error).removeprefix(f"{path}: ")
-        hint = ""
-        if error.missing or error.unexpected or error.shapes:
-            fitting = _fitting_layouts(network, state)
-            hint = f"; its names are those of --layout {' or '.join(fitting)}" if fitting else "; is it another model?"
         raise UnusableCheckpoint(
-            f"{source.url}: {reason}{hint}",
+            f"{source.url}: {reason}",
             missing=error.missing,
             unexpected=error.unexpected,
             shapes=error.shapes,
         ) from error
     return len(state)
-
-
-def _fitting_layouts(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """Layouts under whose names the checkpoint would fit, by names and shapes."""
-    own = {
-        name: value.shape for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")
-    }
-    found = []
-    for name, layout in layouts.LAYOUTS.items():
-        try:
-            native = layouts.to_native(state, layout)
-        except ValueError:
-            continue
-        if _shapes(native) == own:
-            found.append(name)
-    return found
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in state.items() if not name.endswith("num_batches_tracked")}
 
 
 def _copy(path: Path, part: Path, on_progress: Progress) -> None:

@@ -1,6 +1,6 @@
 """Where the checkpoint of an entry is published: its official file first, then copies in other layouts.
 
-Only facts stand here. Never uses the network, never imports torch. Sources: the READMEs of ml-cvnets v0.1, EMO,
+Facts only. Never uses the network, never imports torch. Sources: the READMEs of ml-cvnets v0.1, EMO,
 SwiftFormer and Mobile-Former, and the repositories of timm, Apple and MBZUAI on huggingface.co.
 """
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
+from handlers.contract.card import Task
 from model_store import zoo
-from model_store.card import Task
 from model_store.pull.errors import Unpublished
 
 # Files inside a git repository, by the end of their path: SHA-1 of "blob <size>\0<content>" at zhangzjn/EMO@27d9b40.
@@ -22,13 +22,13 @@ _GIT_BLOBS: Mapping[str, str] = MappingProxyType(
         "/EMO_6M/net.pth": "10a248725247cf18b51e449dbd1a220354457c99",
     }
 )
-# Google Drive answers programs with a page about virus scanning, or with a quota: not reliable enough to build on.
+# Google Drive often sends programs a page about virus scanning or a quota instead of the file.
 _BY_HAND_HOSTS = {"drive.google.com"}
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One published file. `layout` names its keys (see `model_store.layouts`); `git_blob` is empty where unknown."""
+    """One published file. `layout`: see `model_store.weights.layouts`. `git_blob` is empty where unknown."""
 
     url: str
     layout: str
@@ -48,7 +48,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class _Hub:
-    """A repository per variant on huggingface.co; `variants` maps ours to how they are spelled there."""
+    """A repository per variant on huggingface.co; `variants` maps our names to those of the repository."""
 
     layout: str
     repository: str  # with {variant}
@@ -104,8 +104,8 @@ _FIRST_SWIFTFORMER: Mapping[str, str] = MappingProxyType(
 )
 
 
-def published(entry: zoo.Entry) -> tuple[Source, ...]:
-    """All published files that hold the weights of `entry`, the official one first. Empty: none was published."""
+def published(entry: zoo.ModelSpec) -> tuple[Source, ...]:
+    """All published files that hold the weights of `entry`, the official one first. Empty where none was published."""
     if not entry.checkpoint_url:
         return ()
     found = [at(entry.checkpoint_url, entry.layout)]
@@ -125,7 +125,7 @@ def at(url: str, layout: str) -> Source:
     return Source(url=url, layout=layout, git_blob=blob)
 
 
-def choose(entry: zoo.Entry, layout: str | None) -> Source:
+def choose(entry: zoo.ModelSpec, layout: str | None) -> Source:
     """The published file of `entry` in `layout`, or the first one where that is None. Raises `Unpublished`."""
     sources = published(entry)
     if not sources:

@@ -1,11 +1,11 @@
-"""The store: a folder with pulled checkpoints and `checkpoints.json`, which says what each file is.
+"""The store: a folder with pulled checkpoints and `checkpoints.json`, which describes each file.
 
     checkpoints.json   {"models": {NAME: {file, source, layout, sha256, size_bytes}}, "digests": {URL: sha256}}
     NAME.pt or NAME.safetensors, as published
 
-`models` says what `mobilevision models build NAME` uses. `digests` holds the sha256 of everything that was ever pulled
-from an address: later pulls must give the same bytes. Files appear whole or not at all. Never imports torch, never
-uses the network.
+`mobilevision models build NAME` uses the file that `models` names. `digests` holds the sha256 of everything that was
+ever pulled from an address: later pulls must give the same bytes. Files are written atomically. Never imports torch,
+never uses the network.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What one checkpoint in the store is; `source` is an address or the path it was copied from."""
+    """One checkpoint in the store. `source` is the address or the path that it was copied from."""
 
     file: str
     source: str
@@ -39,7 +39,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A checkpoint that is there, and whose bytes are those of its record."""
+    """A checkpoint whose file exists, with the bytes of its record."""
 
     path: Path
     record: Record
@@ -52,19 +52,19 @@ class Store:
         self.folder = folder
 
     def record(self, name: str) -> Record | None:
-        """What was pulled for the entry called `name`. Raises `StoreError` where the records cannot be read."""
+        """The record of the entry called `name`, or None. Raises `StoreError` where the records cannot be read."""
         models, _ = self._read()
         return models.get(name)
 
     def digest_of(self, url: str) -> str | None:
-        """Sha256 of what was pulled from this address, if anything was."""
+        """Sha256 of the file that was pulled from this address, or None. Raises `StoreError` as `record` does."""
         _, digests = self._read()
         return digests.get(url)
 
     def get(self, name: str) -> Stored | None:
         """The checkpoint of `name`, its bytes verified; None where none was pulled or its file is gone.
 
-        Raises `WrongDigest` where the file is not what was pulled.
+        Raises `WrongDigest` where the file was changed after the pull, and `StoreError` as `record` does.
         """
         record = self.record(name)
         if record is None:
@@ -81,13 +81,16 @@ class Store:
         return Stored(path=path, record=record)
 
     def put(self, name: str, record: Record, content: Path, *, url: str = "") -> Stored:
-        """Move `content`, a file in this folder, to its place and record it; with `url`, as what that gives."""
+        """Move `content`, a file in this folder, to its place and record it, and its digest for `url` if given.
+
+        Raises `StoreError`.
+        """
         models, digests = self._read()
         old = models.get(name)
         models[name] = record
         if url:
             digests[url] = record.sha256
-        # First the record: a record without its file only means that there is nothing yet.
+        # The record comes first: a record without its file counts as no checkpoint.
         self._write(models, digests)
         try:
             os.replace(content, self.folder / record.file)  # noqa: PTH105 - the name says that it is atomic
@@ -99,7 +102,7 @@ class Store:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one pull, making it if needed. Raises `StoreError` where another one holds it."""
+        """Lock the folder for one pull, and make it if needed. Raises `StoreError` where another pull has the lock."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = (self.folder / ".lock").open("w")

@@ -1,4 +1,4 @@
-"""`mobilevision tune`: which settings serve a model best on this machine, found by serving it with each and calling it.
+"""`mobilevision tune`: which settings serve a model best on this machine, found by serving it with each of them.
 
-Starts servers and is their client, nothing more: what it measures is what callers get.
+A sweep starts servers and calls them as a client does, so that it measures what callers get.
 """

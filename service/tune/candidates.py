@@ -1,13 +1,14 @@
-"""The settings worth trying on a machine, and the settings file they are written to.
+"""The settings worth trying on a machine, and the text of a settings file.
 
-In: a machine. Out: `Candidate`s, and text that `mobilevision serve --config` reads. Pure.
+In: a machine. Out: `Candidate`s, and TOML that `mobilevision serve --config` reads. Nothing is read, written or
+started.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from service.allocation import WORKER_BYTES, Machine
+from service.core.allocation import WORKER_BYTES, Machine
 
 MAX_BATCHES = (1, 4, 16)
 QUICK_MAX_BATCHES = (8,)
@@ -16,7 +17,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to serve the model; the names are those of the settings."""
+    """One way to serve the model. The fields are named as the settings are."""
 
     workers_per_model: int
     worker_threads: int
@@ -24,7 +25,7 @@ class Candidate:
     dtype: str = AUTO
 
     def settings(self) -> dict[str, int | str]:
-        """Setting -> value."""
+        """The candidate as a mapping from setting to value."""
         return {
             "workers_per_model": self.workers_per_model,
             "worker_threads": self.worker_threads,
@@ -34,7 +35,7 @@ class Candidate:
 
 
 def shapes(machine: Machine) -> tuple[tuple[int, int], ...]:
-    """Workers x threads that use the whole machine: most workers first, one worker last."""
+    """Pairs (workers, threads per worker) that use the whole machine: most workers first, one worker last."""
     if machine.gpus:
         counts = {machine.gpus * each for each in (1, 2, 3)}
     else:
@@ -44,15 +45,15 @@ def shapes(machine: Machine) -> tuple[tuple[int, int], ...]:
 
 
 def first(machine: Machine, *, card_max_batch: int, quick: bool) -> tuple[Candidate, ...]:
-    """What is tried on every machine: each shape at each batch limit the archive takes."""
+    """The candidates for every machine: each shape with each batch size, up to `card_max_batch`."""
     batches = sorted({min(batch, card_max_batch) for batch in (QUICK_MAX_BATCHES if quick else MAX_BATCHES)})
     return tuple(Candidate(*shape, max_batch=batch) for shape in shapes(machine) for batch in batches)
 
 
 def other_dtypes(best: Candidate, machine: Machine, *, has_bfloat16: bool, fast_bfloat16: bool) -> Iterator[Candidate]:
-    """The best so far in the number types that `auto` did not choose and this hardware computes.
+    """The best candidate so far, with the number types that the hardware has and that `auto` did not choose.
 
-    `has_bfloat16`, `fast_bfloat16`: of the CPU, see `handlers.hardware`.
+    `has_bfloat16` and `fast_bfloat16` are about the CPU, see `handlers.hardware`.
     """
     if machine.gpus:
         yield replace(best, dtype="bfloat16")
@@ -61,7 +62,7 @@ def other_dtypes(best: Candidate, machine: Machine, *, has_bfloat16: bool, fast_
 
 
 def settings_file(settings: Mapping[str, int | str | list[str]], comments: Iterable[str]) -> str:
-    """TOML with comments on top."""
-    # JSON's numbers, strings and lists of strings are TOML's.
+    """The settings as TOML, below the `comments`."""
+    # Numbers, strings and lists of strings have the same text in JSON and TOML.
     lines = [f"# {comment}" for comment in comments]
     return "\n".join([*lines, *(f"{name} = {json.dumps(value)}" for name, value in settings.items())]) + "\n"

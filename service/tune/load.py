@@ -1,7 +1,7 @@
-"""A closed loop: clients that each send the next picture when the last is answered.
+"""A closed loop: each client sends the next picture when the last one is answered.
 
-In: a server, a model, a picture. Out: throughput and latency as the clients saw them. A call that fails ends the
-measurement with `LoadFailed`: figures of a server that refuses would mean nothing.
+In: a server, a model, a picture. Out: throughput and latency as the clients see them. A call that fails ends the
+measurement with `LoadFailed`, because figures of a server that refuses calls mean nothing.
 """
 
 import asyncio
@@ -12,20 +12,20 @@ from dataclasses import dataclass
 
 from grpc import aio
 
-from model_store.card import Task
+from handlers.contract.card import Task
 from service.pb.mobilevision.v1 import vision_pb2, vision_pb2_grpc
 
 CALL_TIMEOUT_SECONDS = 60.0
-LEAST_ANSWERS = 10  # below it a 99th percentile is a guess; the measurement goes on until it has them
+LEAST_ANSWERS = 10  # a 99th percentile of fewer answers is a guess; the measurement continues until it has them
 
 
 class LoadFailed(Exception):
-    """A call was not answered; the message says why."""
+    """A call failed. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Pictures answered per second, and milliseconds from the first byte sent to the reply."""
+    """Pictures answered per second, and milliseconds from sending a call to its reply."""
 
     per_second: float
     p50_ms: float
@@ -35,7 +35,7 @@ class Load:
 def measure(
     server: str, model: str, task: Task, image: bytes, *, clients: int, warm_seconds: float, seconds: float
 ) -> Load:
-    """Call for `warm_seconds`, then measure for `seconds`, longer where too few answers came. Raises `LoadFailed`."""
+    """Call for `warm_seconds`, then measure for `seconds`, or until there are ten answers. Raises `LoadFailed`."""
     return asyncio.run(_measure(server, model, task, image, clients, warm_seconds, seconds))
 
 

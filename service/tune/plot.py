@@ -1,4 +1,4 @@
-"""Draws the points as a picture: throughput over p99. Needs matplotlib, which the extra `plot` installs."""
+"""A plot of the points: throughput over the 99th percentile of latency. Needs matplotlib, from the extra `plot`."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -9,33 +9,33 @@ from service.tune.points import Point, best, front
 
 
 class PlotUnavailable(Exception):
-    """matplotlib is missing; the message says what to do."""
+    """matplotlib is missing. The message says what to do."""
 
 
 def require() -> None:
-    """Raises `PlotUnavailable` before any time is spent."""
+    """Raises `PlotUnavailable` where matplotlib is missing, so that a sweep does not start in vain."""
     if importlib.util.find_spec("matplotlib") is None:
         raise PlotUnavailable("the plot needs matplotlib: pip install 'mobilevision[plot]', or leave it out: --no-plot")
 
 
 def draw(path: Path, points: Sequence[Point], *, title: str, goal_ms: float) -> None:
-    """Write a PNG. At least one point."""
+    """Write the plot to `path` as PNG. `points` is not empty."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - optional, and slow to import
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.add_subplot()
     by_candidate = groupby(points, key=lambda point: point.candidate)
     for candidate, group in by_candidate:
-        line = sorted(group, key=lambda point: point.clients)
+        curve = sorted(group, key=lambda point: point.clients)
         label = f"{candidate.workers_per_model} x {candidate.worker_threads}, batch {candidate.max_batch}"
         axes.plot(
-            [point.p99_ms for point in line],
-            [point.per_second for point in line],
+            [point.p99_ms for point in curve],
+            [point.per_second for point in curve],
             marker="o",
             alpha=0.6,
             label=label if candidate.dtype == "auto" else f"{label}, {candidate.dtype}",
         )
-        for point in line:
+        for point in curve:
             axes.annotate(
                 str(point.clients), (point.p99_ms, point.per_second), xytext=(4, 4), textcoords="offset points"
             )

@@ -1,4 +1,4 @@
-"""What was measured, and which of it is worth having. Pure."""
+"""Measured points, and the choice of the best among them. Nothing is measured here."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from service.tune.candidates import Candidate
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One candidate under a number of clients that each send the next picture when the last is answered.
+    """One candidate under the load of a number of clients. Each client sends the next picture after the last reply.
 
-    `per_second`: pictures answered; milliseconds are as the clients saw them.
+    `per_second` counts answered pictures. Milliseconds are measured by the clients.
     """
 
     candidate: Candidate
@@ -21,7 +21,7 @@ class Point:
 
 
 def front(points: Iterable[Point]) -> list[Point]:
-    """The points that no other beats in throughput and p99 both; the fastest answer first."""
+    """The points that no other point beats in both throughput and p99, lowest p99 first."""
     kept: list[Point] = []
     for point in sorted(points, key=lambda point: (point.p99_ms, -point.per_second)):
         if not kept or point.per_second > kept[-1].per_second:
@@ -30,5 +30,5 @@ def front(points: Iterable[Point]) -> list[Point]:
 
 
 def best(points: Iterable[Point], goal_ms: float) -> Point | None:
-    """The most pictures per second with p99 within the goal; None where no point reaches it."""
+    """The point with most pictures per second among those with p99 within the goal; None where there is none."""
     return max((p for p in points if p.p99_ms <= goal_ms), key=lambda p: (p.per_second, -p.p99_ms), default=None)

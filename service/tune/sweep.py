@@ -1,6 +1,6 @@
-"""Serves the model with each candidate, measures, and yields what was found, one point at a time.
+"""Serve the model with each candidate, measure, and yield one point at a time.
 
-In: a `Plan`. Out: `Point`s as they are measured, so that an interrupted sweep has something to show. A candidate that
+In: a `SweepPlan`. Out: `Point`s as they are measured, so that an interrupted sweep has points to show. A candidate that
 does not start, or whose calls fail, is reported and left out.
 """
 
@@ -8,23 +8,26 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from handlers.contract.card import Card
 from handlers.hardware import cpu_has_bfloat16, cpu_has_fast_bfloat16
-from model_store.card import Card
-from service.allocation import Machine
-from service.instance import InstanceFailed, serving
-from service.settings import child_environment
+from service.app.local_server import LocalServerFailed, serving
+from service.core.allocation import Machine
+from service.core.settings import child_environment
 from service.tune import candidates
 from service.tune.candidates import Candidate
 from service.tune.load import LoadFailed, measure
 from service.tune.points import Point, best
 
-WARM_SECONDS = 2.0  # a JVM's first thousand calls cost three times as much
-SETTLE_SECONDS = 0.5
+WARM_SECONDS = 2.0  # the first thousand calls of a JVM take three times as long
+PAUSE_SECONDS = 0.5  # between two measurements on one server
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What to try. `seconds`: of each measurement; `folder`: for the servers' settings and logs."""
+class SweepPlan:
+    """What to measure. `seconds` is the duration of each measurement; `folder` takes the servers' settings and logs.
+
+    `image` is an encoded picture. `clients` are the numbers of clients to measure with.
+    """
 
     card: Card
     archives: Path
@@ -38,14 +41,18 @@ class Plan:
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """What is tried first; number types come last, for the best of these."""
+        """The candidates to measure first. The best of them is measured with other number types at the end."""
         return candidates.first(self.machine, card_max_batch=self.card.max_batch, quick=self.quick)
 
 
 def sweep(
-    plan: Plan, *, on_start: Callable[[Candidate], None], on_failure: Callable[[Candidate, str], None]
+    plan: SweepPlan, *, on_start: Callable[[Candidate], None], on_failure: Callable[[Candidate, str], None]
 ) -> Generator[Point, None, None]:
-    """Measure every candidate at every number of clients. Closing it stops the server that runs."""
+    """Measure every candidate with every number of clients.
+
+    `on_start` is called before a candidate, `on_failure` with the reason where it is left out. Closing the generator
+    stops the server that runs.
+    """
     points: list[Point] = []
 
     def measured(some: Iterable[Candidate]) -> Iterator[Point]:
@@ -55,7 +62,7 @@ def sweep(
                 for point in _measured(plan, candidate):
                     points.append(point)
                     yield point
-            except (InstanceFailed, LoadFailed) as error:
+            except (LocalServerFailed, LoadFailed) as error:
                 on_failure(candidate, str(error))
 
     yield from measured(plan.candidates)
@@ -70,17 +77,17 @@ def sweep(
         yield from measured(others)
 
 
-def _measured(plan: Plan, candidate: Candidate) -> Iterator[Point]:
+def _measured(plan: SweepPlan, candidate: Candidate) -> Iterator[Point]:
     config = plan.folder / "candidate.toml"
     config.write_text(candidates.settings_file(candidate.settings(), ["one candidate of mobilevision tune"]))
     name = plan.card.name
-    # Without the caller's MOBILEVISION_ variables, which would override the file.
+    # The MOBILEVISION_ variables of this process would override the file.
     environment = child_environment()
     with serving(
         (name,), archives=plan.archives, log=plan.folder / "server.log", config=config, environment=environment
     ) as server:
         warm_seconds = WARM_SECONDS
-        # The most clients first: they warm the JVM soonest.
+        # The largest number of clients first, because it warms up the JVM fastest.
         for clients in sorted(plan.clients, reverse=True):
             load = measure(
                 server.grpc,
@@ -91,5 +98,5 @@ def _measured(plan: Plan, candidate: Candidate) -> Iterator[Point]:
                 warm_seconds=warm_seconds,
                 seconds=plan.seconds,
             )
-            warm_seconds = SETTLE_SECONDS
+            warm_seconds = PAUSE_SECONDS
             yield Point(candidate, clients, load.per_second, load.p50_ms, load.p99_ms)

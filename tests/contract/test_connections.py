@@ -11,11 +11,11 @@ import pytest
 from fakes import local_settings, picture, running_gateway, toy_card
 from grpc import aio
 
-from benchmarks.names import NameServer
-from service.client import VisionClient
+from benchmarks.name_server import NameServer
+from mobilevision.client import VisionClient
+from service.core.settings import SettingsError
+from service.frontends.grpc.tls import server_credentials
 from service.pb.mobilevision.v1 import vision_pb2, vision_pb2_grpc
-from service.settings import SettingsError
-from service.tls import server_credentials
 
 CALL = vision_pb2.ListModelsRequest()
 SECONDS = 20.0
@@ -63,7 +63,7 @@ async def test_the_client_leaves_a_server_that_will_stop_while_it_still_answers(
             async with asyncio.timeout(SECONDS):
                 while not await batches_of_ten_calls():
                     pass
-                await leaving.gateway.health.drain()
+                leaving.gateway.health.drain()
                 while await batches_of_ten_calls():
                     pass
             stub = vision_pb2_grpc.VisionServiceStub(leaving.channel)

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 from fakes import RunningGateway, picture, running_gateway, toy_card, toy_run
 
-from handlers.frame import Array
-from model_store.card import Card
-from service import reconcile, rollout
-from service.errors import BackendFault, BackendUnavailable
+from handlers.contract.card import Card
+from handlers.contract.frame import Array
+from service.core.errors import BackendFault, BackendUnavailable
+from service.core.trusted_archive import ArchiveUntrusted
+from service.engines.base import Loading
 from service.pb.mobilevision.v1 import vision_pb2, vision_pb2_grpc
-from service.rollout import Entry
-from service.shadow import MOST_AT_ONCE
+from service.serving import reconciler, rollout_spec
+from service.serving.rollout_spec import Entry
+from service.serving.shadow import MOST_AT_ONCE
 
 NAME = "toy_classify"
 SETTLED = f'rollout_settled{{model="{NAME}"}}'
@@ -23,7 +25,7 @@ SETTLED = f'rollout_settled{{model="{NAME}"}}'
 
 @pytest.fixture
 async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningGateway]:
-    monkeypatch.setattr(reconcile, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(reconciler, "POLL_SECONDS", 0.01)
     put(tmp_path, toy_card(), NAME)
     put(tmp_path, toy_card().model_copy(update={"version": "1.1"}), f"{NAME}@1.1")
     async with running_gateway(
@@ -45,7 +47,7 @@ def put(folder: Path, card: Card, stem: str) -> None:
 
 
 def want(folder: Path, **entry: Any) -> None:
-    rollout.edit(folder / rollout.FILE_NAME, lambda entries: entries.update({NAME: Entry(**entry)}))
+    rollout_spec.edit(folder / rollout_spec.FILE_NAME, lambda entries: entries.update({NAME: Entry(**entry)}))
 
 
 def page(running: RunningGateway, series: str) -> float:
@@ -127,7 +129,7 @@ async def test_a_candidate_that_is_not_ready_gets_nothing_and_the_service_stays_
     want(tmp_path, stable="1.0", candidate="1.1", weight=1)
     await until(lambda: "1.1" in running.backend.workers[NAME])
     assert await answers(running, 10) == {"1.0": 10}
-    assert running.gateway.health.ready
+    assert running.gateway.health.report().ready
     assert page(running, SETTLED) == 0
     running.backend.loading = set()
     await until(lambda: page(running, SETTLED) == 1)
@@ -174,12 +176,12 @@ async def test_a_broken_file_or_an_impossible_candidate_changes_nothing_and_is_t
 ) -> None:
     want(tmp_path, stable="1.0", candidate="1.1", weight=1)
     await tried(running)
-    (tmp_path / rollout.FILE_NAME).write_text("{")
+    (tmp_path / rollout_spec.FILE_NAME).write_text("{")
     await until(lambda: page(running, "rollout_file_valid") == 0)
     assert await answers(running, 10) == {"1.1": 10}
     want_labels = toy_card().model_copy(update={"version": "1.2", "labels": ("cat", "dog")})
     put(tmp_path, want_labels, f"{NAME}@1.2")
-    (tmp_path / rollout.FILE_NAME).unlink()
+    (tmp_path / rollout_spec.FILE_NAME).unlink()
     want(tmp_path, stable="1.2")
     await until(lambda: page(running, SETTLED) == 0)
     assert page(running, "rollout_file_valid") == 1
@@ -224,3 +226,19 @@ async def test_shadow_runs_are_dropped_where_there_is_no_room(running: RunningGa
     dropped = page(running, f'shadow_runs_total{{model="{NAME}",outcome="dropped",version="1.1"}}')
     assert dropped in {17, 20 - MOST_AT_ONCE}
     running.backend.hanging = set()
+
+
+async def test_a_candidate_whose_archive_is_refused_changes_nothing(
+    running: RunningGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def refuse(_: object, model: str, version: str, loading: Loading) -> None:
+        asked.append(version)
+        raise ArchiveUntrusted(f"{loading.archive}: it is not signed")
+
+    monkeypatch.setattr(type(running.backend.versions), "load", refuse)
+    put(tmp_path, toy_card().model_copy(update={"version": "1.1"}), f"{NAME}@1.1")
+    want(tmp_path, stable="1.0", candidate="1.1", weight=1.0)
+    await until(lambda: len(asked) > 1)
+    assert await answers(running, 20) == {"1.0": 20}

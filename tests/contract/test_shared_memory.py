@@ -12,8 +12,8 @@ from fakes import RunningGateway, picture, running_gateway, toy_card
 from grpc import aio
 from prometheus_client import CollectorRegistry
 
-from model_store.card import Task
-from service.errors import BackendFault, BackendUnavailable
+from handlers.contract.card import Task
+from service.core.errors import BackendFault, BackendUnavailable
 from service.pb.mobilevision.v1 import vision_pb2, vision_pb2_grpc
 
 MODEL = "toy_classify"
@@ -86,7 +86,7 @@ async def test_every_slot_is_free_after_mixed_traffic(running: RunningGateway) -
         running.backend.failures = [failure] * (round_number % 2)
         running.backend.gate = asyncio.Event()
         full = refusals(running)
-        callers = [asyncio.create_task(caller(number)) for number in range(40)]
+        callers = [asyncio.create_task(caller(number)) for number in range(80)]
         async with asyncio.timeout(30):
             while refusals(running) == full:
                 await asyncio.sleep(0.01)

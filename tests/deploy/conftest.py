@@ -1,4 +1,4 @@
-"""Every build the tests look at: the overlays, the base alone, with each component, with as many as fit together."""
+"""The builds under test: each overlay; the base alone, with each component, and with the largest sets of them."""
 
 import pytest
 from manifests import COMPONENTS, OVERLAYS, Built, combinations, combined, overlay

@@ -1,4 +1,4 @@
-"""compose.yaml and the monitoring beside it: the pod of deploy/k8s, hardened the same way."""
+"""compose.yaml and its monitoring have the structure and the hardening of the pod in deploy/k8s."""
 
 import re
 import shutil
@@ -10,7 +10,7 @@ import pytest
 import yaml
 from manifests import ROOT, VERSION
 
-from service.settings import Settings
+from service.core.settings import Settings
 
 DOCKER = ROOT / "deploy" / "docker"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
@@ -31,7 +31,7 @@ def test_every_service_is_hardened_and_pinned(name: str) -> None:
         assert port.startswith("127.0.0.1:")
 
 
-def test_what_is_mounted_is_there() -> None:
+def test_every_mounted_path_exists() -> None:
     volumes = set(COMPOSE["volumes"])
     for name, service in SERVICES.items():
         for mount in service.get("volumes", []):
@@ -39,7 +39,7 @@ def test_what_is_mounted_is_there() -> None:
             assert source in volumes or (DOCKER / source).exists(), f"{name}: {source}"
 
 
-def test_the_gateway_lives_and_dies_inside_torchserves_namespaces() -> None:
+def test_the_gateway_runs_in_the_namespaces_of_torchserve() -> None:
     gateway, torchserve = SERVICES["gateway"], SERVICES["torchserve"]
     assert gateway["network_mode"] == gateway["ipc"] == "service:torchserve"
     assert torchserve["ipc"] == "shareable"

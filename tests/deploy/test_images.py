@@ -1,6 +1,6 @@
-"""The images, run as the pod runs them: podman, host network, non-root, read-only root. `make images` builds them.
+"""The images run as in the pod: with podman, host network, non-root user, read-only root. `make images` builds them.
 
-Needs root, podman and runc, and a Linux that lets containers be nested where it is one itself; skipped otherwise.
+Needs root, podman and runc. Inside a container it needs permission for nested containers. Skipped otherwise.
 """
 
 import json
@@ -19,7 +19,7 @@ from fakes import read
 from manifests import VERSION
 from serving import refusals
 
-from service.client import VisionClient
+from mobilevision.client import VisionClient
 
 SECONDS = 240.0
 TORCHSERVE, GATEWAY = f"mobilevision/torchserve:{VERSION}", f"mobilevision/gateway:{VERSION}"
@@ -30,7 +30,7 @@ HARDENED = [
     "--cap-drop=all",
     "--security-opt=no-new-privileges",
     "--pull=never",
-    "--no-healthcheck",  # the probes are asked here, and podman's timers need systemd
+    "--no-healthcheck",  # the test runs the probes itself; podman's timers need systemd
     "--network=host",
 ]
 
@@ -50,7 +50,7 @@ def podman(*arguments: str, check: bool = True) -> str:
 
 @dataclass(frozen=True)
 class Pod:
-    """Two running containers that share what the pod's share."""
+    """Two running containers that share the resources of a pod."""
 
     gateway: str
     torchserve: str
@@ -74,7 +74,7 @@ def pod(tmp_path: Path) -> Iterator[Pod]:
         folder.chmod(0o777)
     volumes = [f"--volume={shared['keys']}:/run/keys", f"--volume={shared['shm']}:/dev/shm"]
     environment = {
-        "MOBILEVISION_MODELS": json.dumps(MODELS),  # an image has every archive that lay there when it was built
+        "MOBILEVISION_MODELS": json.dumps(MODELS),  # an image contains every archive that existed when it was built
         "MOBILEVISION_GRPC_PORT": grpc,
         "MOBILEVISION_HTTP_PORT": http,
         "MOBILEVISION_TORCHSERVE_INFERENCE": f"127.0.0.1:{inference}",
@@ -105,7 +105,7 @@ def logs(container: str) -> str:
 
 def ready(container: str, *question: str) -> bool:
     done = subprocess.run(command("exec", container, *question), check=False, capture_output=True, text=True)
-    assert done.returncode not in {125, 126, 127}, done.stderr  # podman's own failures, not the probe's answer
+    assert done.returncode not in {125, 126, 127}, done.stderr  # errors of podman, not of the probe
     return done.returncode == 0
 
 
@@ -137,12 +137,12 @@ def test_the_pod_answers_and_drains_without_losing_a_call(pod: Pod) -> None:
         assert {in_use for _, in_use in shared} == {"1.0"}, "pictures travel inside the calls"
         assert re.findall(r'mobilevision_shm_refused_total\{model="\w+"\} (.*)', page) == ["0.0"] * 3
 
-    told = refusals(pod.grpc, image, lambda: podman("stop", "--time=60", pod.gateway))
+    refused = refusals(pod.grpc, image, lambda: podman("stop", "--time=60", pod.gateway))
     assert podman("inspect", "--format={{.State.ExitCode}}", pod.gateway) == "0"
-    # Whatever was accepted was answered; each caller was then told to go elsewhere, or found the port closed.
-    assert len(told) == 8
-    assert set(told) <= {"UNAVAILABLE SHUTTING_DOWN", "UNAVAILABLE "}
-    assert "UNAVAILABLE SHUTTING_DOWN" in told
+    # Every accepted call was answered. Later calls were refused with SHUTTING_DOWN or found the port closed.
+    assert len(refused) == 8
+    assert set(refused) <= {"UNAVAILABLE SHUTTING_DOWN", "UNAVAILABLE "}
+    assert "UNAVAILABLE SHUTTING_DOWN" in refused
     lines = [json.loads(line) for line in podman("logs", pod.gateway).splitlines() if line.startswith("{")]
     assert {line["reason"] for line in lines if line.get("reason")} <= {"SHUTTING_DOWN"}
     began = time.monotonic()

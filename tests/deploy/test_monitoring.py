@@ -1,4 +1,4 @@
-"""Rules, alerts, runbook and dashboards agree with each other and with the metrics there are."""
+"""Rules, alerts, runbook and dashboards agree with each other and with the metrics of the service."""
 
 import itertools
 import re
@@ -29,7 +29,7 @@ promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool
 RULE_TESTS = sorted((MONITORING / "rules_test").glob("*.yaml"))
 
 
-def test_what_is_generated_is_current() -> None:
+def test_generated_files_are_up_to_date() -> None:
     written = generate.files()
     for name, text in written.items():
         assert (MONITORING / name).read_text() == text, f"{name} is stale; run: make monitoring"
@@ -51,7 +51,7 @@ def test_names_of_an_expression() -> None:
     assert names(expression) == {"x_bucket", "y:z:rate5m", "w"}
 
 
-def test_every_metric_that_is_read_exists() -> None:
+def test_every_metric_in_an_expression_exists() -> None:
     known = own_series() | recorded()
     read = {name: rule["expr"] for rule in rules() for name in names(rule["expr"])}
     read |= {
@@ -92,7 +92,7 @@ def test_every_alert_has_a_firing_and_a_silent_case() -> None:
     assert set(fires) == set(silent) == set(alerts())
 
 
-def test_every_alert_has_its_heading_in_the_runbook_and_a_severity_people_know() -> None:
+def test_every_alert_has_a_heading_in_the_runbook_and_a_known_severity() -> None:
     text = (ROOT / "docs" / "runbook.md").read_text()
     sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL))
     assert set(sections) == set(alerts())

@@ -1,7 +1,7 @@
-"""The autoscaler's queries, on a recorded load, ask for the pods that the model in docs/capacity.md predicts.
+"""On a recorded load, the autoscaler's queries ask for the number of pods that the model in docs/capacity.md predicts.
 
-Recorded by `python -m benchmarks.marks` on one pod; a real Prometheus answers the queries of the manifests for clusters
-of such pods; the rest is the documented arithmetic of the autoscaler.
+`python -m benchmarks.load_profile` made the recording on one pod. A real Prometheus answers the queries of the
+manifests for clusters of such pods. `autoscaler` contains the documented arithmetic of the autoscaler.
 """
 
 import math
@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import yaml
 from autoscaler import SYNC_SECONDS, Autoscaler, Metric
-from replay import MARKS, ROOT, Replay, prometheus
+from replay import PROFILE, ROOT, Replay, prometheus
 
 COMPONENTS = ROOT / "deploy" / "k8s" / "components"
 SCALED = yaml.safe_load((COMPONENTS / "keda" / "scaledobject.yaml").read_text())["spec"]
 HPA = yaml.safe_load((COMPONENTS / "hpa" / "horizontalpodautoscaler.yaml").read_text())["spec"]
 HOUR_SECONDS = 3600.0
-PER_POD = MARKS["capacity_per_second"] * MARKS["planned"]  # R x u
+PER_POD = PROFILE["capacity_per_second"] * PROFILE["planned_load"]  # R x u
 
 needs_prometheus = pytest.mark.skipif(
     shutil.which("promtool") is None or shutil.which("prometheus") is None,
@@ -28,12 +28,12 @@ needs_prometheus = pytest.mark.skipif(
 
 
 def keda() -> dict[str, float]:
-    """Queries and the mean per pod they are held to."""
+    """The queries and their thresholds, which are means per pod."""
     return {one["metadata"]["query"]: float(one["metadata"]["threshold"]) for one in SCALED["triggers"]}
 
 
 def hpa() -> dict[str, float]:
-    """The same for prometheus-adapter, by the rules in docs/kubernetes.md, which ask for each pod. CPU is left out."""
+    """The same for prometheus-adapter, from the rules in docs/kubernetes.md, without CPU."""
     text = (ROOT / "docs" / "kubernetes.md").read_text()
     rules = yaml.safe_load(re.search(r"```yaml\n(rules:.*?)```", text, re.DOTALL)[1])["rules"]
     queries = {}
@@ -51,7 +51,7 @@ def quantity(text: str) -> float:
 
 
 def course(replay: Replay, wanted: dict[str, float], behavior: dict[str, Any], seconds: float) -> list[int]:
-    """The number of pods after each decision, from the fewest on."""
+    """The number of pods after each decision. It starts with the minimum."""
     scaler = Autoscaler(least=SCALED["minReplicaCount"], most=SCALED["maxReplicaCount"], behavior=behavior)
     counts = [scaler.least]
     for step in range(int(seconds // SYNC_SECONDS)):
@@ -70,18 +70,18 @@ def test_the_queries_ask_for_what_the_capacity_model_predicts(load: float, tmp_p
         by_keda = course(replay, keda(), SCALED["advanced"]["horizontalPodAutoscalerConfig"]["behavior"], HOUR_SECONDS)
         by_hpa = course(replay, hpa(), HPA["behavior"], HOUR_SECONDS)
     for counts in (by_keda, by_hpa):
-        assert min(counts[8:]) >= predicted, "enough within two minutes, and from then on"
-        assert set(counts[-160:]) == {predicted}, "no more than that in the last forty minutes"
+        assert min(counts[8:]) >= predicted, "enough pods within two minutes, and from then on"
+        assert set(counts[-160:]) == {predicted}, "not more pods in the last forty minutes"
 
 
-def test_the_thresholds_are_the_marks_of_the_recorded_pod() -> None:
-    (at_capacity,) = (step for step in MARKS["steps"] if step["load"] == 1.0)
-    marks = {"seconds_count": PER_POD, "seconds_sum": at_capacity["calls_in_work"]}
-    assert list(MARKS["marks"].values()) == pytest.approx(list(marks.values()))
+def test_the_thresholds_are_those_of_the_recorded_pod() -> None:
+    (at_capacity,) = (step for step in PROFILE["steps"] if step["load"] == 1.0)
+    expected = {"seconds_count": PER_POD, "seconds_sum": at_capacity["calls_in_flight"]}
+    assert list(PROFILE["thresholds"].values()) == pytest.approx(list(expected.values()))
     for wanted in (keda(), hpa()):
-        for series, mark in marks.items():
+        for series, value in expected.items():
             (threshold,) = (target for query, target in wanted.items() if series in query)
-            assert threshold == round(mark)
+            assert threshold == round(value)
     assert set(keda().values()) == set(hpa().values())
 
 
@@ -97,13 +97,13 @@ def test_the_autoscaler_as_documented() -> None:
     assert decide([(0, 10, 15)]) == [15]  # ceil(15 / 1)
     assert decide([(0, 10, 10.9)]) == [10]  # within a tenth
     assert decide([(0, 10, 11.1)]) == [12]
-    assert decide([(0, 2, 50)]) == [6]  # 4 pods are more than 100 %
+    assert decide([(0, 2, 50)]) == [6]  # 4 more pods are allowed, which is more than 100 %
     assert decide([(0, 10, 50)]) == [20]  # 100 %
-    assert decide([(0, 10, 50), (15, 20, 50), (30, 20, 50)]) == [20, 20, 40]  # each half minute
+    assert decide([(0, 10, 50), (15, 20, 50), (30, 20, 50)]) == [20, 20, 40]  # 100 % in each half minute
     assert decide([(0, 10, 10), (15, 10, 1), (615, 10, 1), (630, 9, 1), (690, 9, 1)]) == [
         10,
         10,
         9,
         9,
         8,
-    ]  # quiet first
+    ]  # the stabilization window first

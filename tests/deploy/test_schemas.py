@@ -1,4 +1,4 @@
-"""Every object against the schemas of API servers: the oldest Kubernetes we run on, a current one, and the CRDs."""
+"""Every object is valid for the oldest supported Kubernetes, for a current one, and for the CRDs."""
 
 import copy
 import functools
@@ -16,13 +16,13 @@ kubernetes = pytest.importorskip("kubernetes_validate.utils", reason="kubernetes
 VERSIONS = ("1.30", "1.36")
 IMAGE_VOLUMES_SINCE = "1.31"
 CRDS = crds.read()
-# The definitions are large, and read anew for every object otherwise.
+# Without a cache the large definitions would be read for every object.
 contents = functools.cache(kubernetes.schema_contents)
 
 
 @functools.cache
 def problem(text: str, version: str) -> str | None:
-    """What is wrong with an object, given as JSON; None where nothing is."""
+    """The error in an object, given as JSON. None if it is valid."""
     item = json.loads(text)
     schema = CRDS.get(f"{item['apiVersion']}/{item['kind']}")
     try:

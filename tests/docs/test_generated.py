@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from model_store import zoo
-from service.settings import markdown
+from model_store.zoo.__main__ import markdown as models_markdown
+from service.core.settings.__main__ import markdown
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,10 +17,12 @@ def test_the_settings_page_is_current() -> None:
 
 
 def test_the_models_page_is_current() -> None:
-    assert (ROOT / "docs" / "models.md").read_text() == zoo.markdown(), "run: make docs"
+    assert (ROOT / "docs" / "models.md").read_text() == models_markdown(), "run: make docs"
 
 
-@pytest.mark.parametrize("proto", ["mobilevision/v1/vision", "torchserve/inference", "torchserve/management"])
+@pytest.mark.parametrize(
+    "proto", ["mobilevision/v1/vision", "mobilevision/v1/recording", "torchserve/inference", "torchserve/management"]
+)
 def test_the_stubs_are_current(proto: str, tmp_path: Path) -> None:
     out = [f"--{kind}_out={tmp_path}" for kind in ("python", "grpc_python")]
     command = [

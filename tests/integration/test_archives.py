@@ -1,12 +1,10 @@
-"""Archives as `models build` writes them, in a real TorchServe: each answers its call, and answers what it holds.
+"""Archives as `models build` writes them, in a real TorchServe: the replies are those of the module inside the archive.
 
-`make test` serves one of each family, with every task among them; `make test-all` all there are, three at a time, for
-every one takes a process. Archives are kept between runs: `models build` knows what is up to date.
+`make test` serves one model of each family, and every task is among them. `make test-all` serves all models, three at a
+time, because every model takes a worker process.
 """
 
 import io
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,15 +14,17 @@ import pytest
 import torch
 from fakes import read
 from PIL import Image
-from serving import ROOT, served
+from serving import ROOT, build_archives, served
 
-from model_store import export, zoo
-from model_store.card import Card, Task
-from service.__main__ import to_input
-from service.client import VisionClient
-from service.decode import Limits, decode
-from service.results import detect_response
-from service.work import Row
+from handlers.contract.card import Card, Task
+from mobilevision.client import VisionClient
+from model_store import zoo
+from model_store.build import torchscript
+from service.cli.main import to_input
+from service.core.types import Prediction
+from service.frontends.tasks.detect import detect_response
+from service.preprocess.image import decode
+from service.preprocess.limits import Limits
 
 pytestmark = pytest.mark.integration
 ARCHIVES = ROOT / "build" / "test_archives_zoo"
@@ -37,16 +37,11 @@ NEAR = 1e-3
 READY_SECONDS = 900  # the largest are warmed for a minute each, three of them side by side
 
 
-def build(*names: str) -> None:
-    command = [sys.executable, "-m", "service", "models", "build", *names, "--random", "--out", str(ARCHIVES)]
-    subprocess.run(command, check=True, cwd=ROOT)
-
-
 def answered_by_the_module(name: str) -> tuple[Card, dict[str, Any]]:
     """What the module inside the archive answers for the picture, in this process: outputs by name."""
     with zipfile.ZipFile(ARCHIVES / f"{name}.mar") as archive:
         card = Card.model_validate_json(archive.read("card.json"))
-        module = export.load(archive.read("model.pt"))
+        module = torchscript.load(archive.read("model.pt"))
     pixels = torch.from_numpy(np.array(to_input(read(PICTURE), card.input, card.preprocess)))
     with torch.inference_mode():
         outputs = module(pixels.unsqueeze(0))
@@ -57,8 +52,8 @@ def boxes_in_the_picture(card: Card, image: bytes, outputs: dict[str, Any]) -> l
     """Scores of the boxes that are left after what lies outside the picture is cut away, the best first."""
     limits = Limits(max_bytes=2**30, max_pixels=2**30)
     decoded = decode(image, size=card.input, preprocess=card.preprocess, limits=limits)
-    row = Row(outputs=outputs, batch_size=1, queue_seconds=0, transport_seconds=0, inference_seconds=0)
-    reply = detect_response(card, decoded, row, score_threshold=0.05, max_detections=200)
+    prediction = Prediction(outputs=outputs, batch_size=1, queue_seconds=0, transport_seconds=0, inference_seconds=0)
+    reply = detect_response(card, decoded, prediction, score_threshold=0.05, max_detections=200)
     return [found.label.score for found in reply.detections]
 
 
@@ -88,7 +83,7 @@ def check_answer(client: VisionClient, name: str) -> None:
 
 
 def serve_and_ask(names: tuple[str, ...], folder: Path) -> None:
-    build(*names)
+    build_archives(ARCHIVES, *names, random_weights=True)
     settings = {
         "MOBILEVISION_DTYPE": "float32",
         "MOBILEVISION_WORKER_THREADS": "1",  # more would wait for each other, side by side on a few cores

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,26 +11,19 @@ from pathlib import Path
 
 import pytest
 from fakes import read
-from serving import ROOT, Served, served
+from serving import ROOT, Served, free_ports, served
 
-from service import container_probe
-from service.client import CallFailed, VisionClient
+from mobilevision.client import CallFailed, VisionClient
+from service.engines.torchserve import container_probe
 
 pytestmark = pytest.mark.integration
 MODEL = "mobilevit_xxs_classify"
 SECONDS = 120.0
 
 
-def free_ports() -> tuple[int, int]:
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1]
-
-
 @contextlib.contextmanager
 def torchserve(environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A container's life: started, ready, and whatever the test does to it."""
+    """The TorchServe container's process, from the moment it is ready. It is killed at the end."""
     command = [sys.executable, "-m", "service", "torchserve"]
     with log.open("wb") as stream:
         process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=stream, stderr=stream)
@@ -48,7 +40,7 @@ def torchserve(environment: dict[str, str], log: Path) -> Iterator[subprocess.Po
 
 
 def probe(question: str, environment: dict[str, str]) -> str | None:
-    """Why the answer is no; None for yes."""
+    """The reason why the probe fails. None: it passes."""
     run = f"{environment['MOBILEVISION_RUN_DIR']}/torchserve"
     try:
         container_probe.QUESTIONS[question](run, environment["MOBILEVISION_TORCHSERVE_KEY_FILE"])
@@ -58,7 +50,7 @@ def probe(question: str, environment: dict[str, str]) -> str | None:
 
 
 def answer(client: VisionClient, server: Served) -> None:
-    """Wait until the gateway sees its TorchServe, answers, and both share memory."""
+    """Wait until the gateway answers, and it shares memory with its TorchServe."""
     deadline = time.monotonic() + SECONDS
     while True:
         with contextlib.suppress(CallFailed):
@@ -70,7 +62,7 @@ def answer(client: VisionClient, server: Served) -> None:
 
 
 def test_a_gateway_beside_torchserve_finds_it_again_after_its_restart(archives: Path, tmp_path: Path) -> None:
-    inference, management = free_ports()
+    inference, management = free_ports(2)
     (tmp_path / "keys").mkdir()
     environment = {
         "MOBILEVISION_ARCHIVES": str(archives),

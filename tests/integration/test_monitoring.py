@@ -9,7 +9,6 @@ import json
 import math
 import re
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -26,9 +25,9 @@ import pytest
 import yaml
 from fakes import read
 from monitoring import DASHBOARD_FILES, MONITORING, RULE_FILES, Panel, panels, shortened
-from serving import Served, served
+from serving import Served, free_ports, served
 
-from service.client import CallFailed, VisionClient
+from mobilevision.client import CallFailed, VisionClient
 
 ALERTMANAGER = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
 
@@ -84,12 +83,6 @@ class Stack:
         except urllib.error.HTTPError as error:
             pytest.fail(f"{expression}: {error.read().decode()}")
         return result
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(done: Callable[[], object], what: Callable[[], object], seconds: float = SECONDS) -> None:
@@ -188,8 +181,7 @@ def stack(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     (folder / "rules").mkdir()
     for name, text in short_rules().items():
         (folder / "rules" / name).write_text(text)
-    ports = free_port(), free_port()
-    prometheus, alertmanager = (f"127.0.0.1:{port}" for port in ports)
+    prometheus, alertmanager = (f"127.0.0.1:{port}" for port in free_ports(2))
     with contextlib.ExitStack() as running:
         gateway = running.enter_context(
             served(archives, folder, MODEL, MOBILEVISION_HEALTH_POLL_SECONDS="0.2", MOBILEVISION_WORKER_THREADS="1")

@@ -17,10 +17,10 @@ from fakes import picture
 from grpc import aio
 from serving import Served, served
 
-from service import rollout
+from service.cli.canary_analysis import analyze_canary
 from service.pb.mobilevision.v1 import vision_pb2, vision_pb2_grpc
-from service.rollout import Entry
-from service.verdict import judge
+from service.serving import rollout_spec
+from service.serving.rollout_spec import Entry
 
 pytestmark = [
     pytest.mark.integration,
@@ -87,7 +87,7 @@ class Callers:
 
 
 def put(folder: Path, **entry: object) -> None:
-    rollout.edit(folder / rollout.FILE_NAME, lambda entries: entries.update(toy=Entry(**entry)))  # type: ignore[arg-type]
+    rollout_spec.edit(folder / rollout_spec.FILE_NAME, lambda entries: entries.update(toy=Entry(**entry)))  # type: ignore[arg-type]
 
 
 def page(server: Served) -> str:
@@ -125,7 +125,7 @@ async def test_no_call_is_lost_while_versions_come_and_go(archives: Path, tmp_pa
             put(archives, stable="1.0", candidate="1.1", weight=0.5, shadow=0.5)
             await callers.until("1.0", "1.1")
             pages = [await asyncio.to_thread(page, server)]
-            assert judge("toy", pages).agreement == 1
+            assert analyze_canary("toy", pages).agreement == 1
             put(archives, stable="1.1", previous="1.0")
             await callers.until("1.1")
             await until_workers(server, 1)  # the old version's are gone

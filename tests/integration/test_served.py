@@ -1,18 +1,21 @@
-"""The product as its users meet it: a process, real models inside a real TorchServe, and clients in other languages."""
+"""`mobilevision serve` as users run it: a process, real models in a real TorchServe, and clients in other languages."""
 
 import base64
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
+import listeners
 import numpy as np
 import psutil
 import pytest
@@ -20,10 +23,11 @@ from fakes import read
 from PIL import Image
 from serving import ROOT, Served, refusals, served
 
-from service.client import CallFailed, VisionClient
+from mobilevision.client import CallFailed, VisionClient
 from service.pb.mobilevision.v1 import vision_pb2
 
 pytestmark = pytest.mark.integration
+MODEL = "mobilevit_xxs_classify"
 BIN = Path(sys.executable).parent
 PICTURES = ("astronaut.jpg", "chelsea.jpg", "coffee.jpg", "rocket.jpg")
 
@@ -61,6 +65,31 @@ def test_photographs_are_answered_by_all_three_calls(server: Served, name: str) 
     for label, fraction in present.items():
         assert (mask == label).mean() == pytest.approx(fraction, abs=1e-3)
     assert set(classified.stage_ms) == {"decode", "queue", "transport", "inference", "results"}
+
+
+def test_the_server_listens_only_where_the_security_page_says(server: Served) -> None:
+    """Compare the table of docs/security.md with the sockets of all processes of the server."""
+    section = (ROOT / "docs" / "security.md").read_text().partition("## What listens where")[2].partition("\n## ")[0]
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in section.splitlines() if line[:1] == "|"]
+    run = next(Path(part).parent for part in server.java().cmdline() if part.endswith("config.properties"))
+    known = {"grpc_host:grpc_port": re.escape(server.grpc), "http_host:http_port": re.escape(server.http)}
+    known["127.0.0.1:any"] = r"127\.0\.0\.1:\d+"
+    patterns = {}
+    for what, process, address, _ in rows[2:]:
+        path = re.escape(address).replace("RUN", re.escape(str(run))).replace("MODEL", r"/.*/\w+")
+        patterns[what] = process, known.get(address, re.sub("N$", r"\\d+", path))
+    found = listeners.of([psutil.Process(server.process.pid), *server.descendants()])
+    seen = set()
+    for listener in found:
+        matching = [
+            what
+            for what, (process, pattern) in patterns.items()
+            if process == listener.process and re.fullmatch(pattern, listener.address)
+        ]
+        assert matching, f"{listener} is not in docs/security.md"
+        seen |= set(matching)
+    assert seen == patterns.keys()
+    assert sum(listener.is_tcp for listener in found) == sum(":" in address for _, _, address, _ in rows[2:])
 
 
 def test_the_same_picture_has_the_same_answer_alone_and_in_a_batch(server: Served) -> None:
@@ -148,7 +177,7 @@ def test_every_log_line_is_json_and_carries_the_request_id(server: Served) -> No
 def test_the_command_line_answers_and_draws(server: Served, tmp_path: Path) -> None:
     for task in ("classify", "detect", "segment"):
         out = tmp_path / f"{task}.png"
-        command = [sys.executable, "-m", "service", task, "docs/pictures/chelsea.jpg", "--server", server.grpc]
+        command = [sys.executable, "-m", "mobilevision", task, "docs/pictures/chelsea.jpg", "--server", server.grpc]
         shown = subprocess.run(
             [*command, "--out", str(out), "--json"], check=True, cwd=ROOT, capture_output=True, text=True, timeout=60
         )
@@ -157,14 +186,14 @@ def test_the_command_line_answers_and_draws(server: Served, tmp_path: Path) -> N
             assert drawn.size[0] >= 451
     wrong = tmp_path / "notes.txt"
     wrong.write_text("not a picture")
-    command = [sys.executable, "-m", "service", "classify", str(wrong), "--server", server.grpc]
+    command = [sys.executable, "-m", "mobilevision", "classify", str(wrong), "--server", server.grpc]
     refused = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert refused.returncode == 1
     assert "IMAGE_FORMAT_UNSUPPORTED" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
-def test_a_port_that_is_taken_is_told_at_once(server: Served) -> None:
+def test_a_taken_port_is_reported_at_once(server: Served) -> None:
     port = server.grpc.rpartition(":")[2]
     command = [sys.executable, "-m", "service", "serve", "--archives", str(server.archives), "--grpc-port", port]
     refused = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -181,11 +210,42 @@ def _wait(condition, seconds: float) -> float:
     return time.monotonic() - started
 
 
-def test_a_killed_torchserve_is_unavailable_then_comes_back_by_itself(archives: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def disturbed(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A second server, for tests that kill parts of it and wait until it is ready again."""
+    folder = tmp_path_factory.mktemp("disturbed")
+    with served(archives, folder, MODEL, MOBILEVISION_RECORDING_DIR=str(folder / "calls")) as running:
+        yield running
+
+
+def test_a_recorded_call_is_replayed_with_the_same_bits(disturbed: Served) -> None:
+    folder = disturbed.log.parent / "calls"
+    with VisionClient(disturbed.grpc) as client:
+        used = client.classify(read("chelsea.jpg"), top_k=100, request_id="recorded").reply.model
+    assert (used.engine.partition("/")[0], used.device) == ("torchserve", "cpu")
+    assert used.engine.partition("/")[2] in {"torchscript", "openvino"}
+    assert used.dtype in {"float32", "bfloat16"}
+    end = time.monotonic() + 60
+    while not list(folder.glob("*.call")):
+        assert time.monotonic() < end, "the call was not recorded"
+        time.sleep(0.05)
+    command = [str(BIN / "mobilevision"), "replay", "recorded", "--recording", str(folder), "--server", disturbed.grpc]
+    replayed = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (replayed.returncode, replayed.stdout) == (0, "the outcome is the same, bit for bit\n"), replayed.stderr
+
+
+def test_two_instances_run_side_by_side(server: Served, disturbed: Served) -> None:
+    for each in (server, disturbed):
+        with VisionClient(each.grpc) as client:
+            assert client.classify(read("rocket.jpg")).reply.labels
+
+
+def test_a_killed_torchserve_is_unavailable_then_comes_back_by_itself(disturbed: Served) -> None:
     image = read("chelsea.jpg")
-    with served(archives, tmp_path, "mobilevit_xxs_classify") as server, VisionClient(server.grpc) as client:
+    restarts = disturbed.metric("worker_restarts_total")
+    with VisionClient(disturbed.grpc) as client:
         client.classify(image)
-        server.java().kill()
+        disturbed.java().kill()
         codes = []
 
         def not_ready() -> bool:
@@ -193,24 +253,24 @@ def test_a_killed_torchserve_is_unavailable_then_comes_back_by_itself(archives: 
                 client.classify(image, timeout_seconds=5)
             except CallFailed as error:
                 codes.append(error.code)
-            return http(server, "/readyz")[0] == 503
+            return http(disturbed, "/readyz")[0] == 503
 
         _wait(not_ready, 10)
         with pytest.raises(CallFailed) as raised:
             client.classify(image, timeout_seconds=5)
         codes.append(raised.value.code)
         assert set(codes) == {grpc.StatusCode.UNAVAILABLE}
-        assert http(server, "/livez")[0] == 200
-        _wait(lambda: http(server, "/readyz")[0] == 200, 60)
+        assert http(disturbed, "/livez")[0] == 200
+        _wait(lambda: http(disturbed, "/readyz")[0] == 200, 60)
         client.classify(image)
-        assert "mobilevision_worker_restarts_total 1.0" in http(server, "/metrics")[1]
+        assert disturbed.metric("worker_restarts_total") == restarts + 1
 
 
-def test_a_killed_worker_costs_no_call_that_can_wait(archives: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_costs_no_call_that_can_wait(disturbed: Served) -> None:
     image = read("chelsea.jpg")
-    with served(archives, tmp_path, "mobilevit_xxs_classify") as server, VisionClient(server.grpc) as client:
+    with VisionClient(disturbed.grpc) as client:
         client.classify(image)
-        worker = next(p for p in server.descendants() if "model_service_worker" in " ".join(p.cmdline()))
+        worker = next(p for p in disturbed.descendants() if "model_service_worker" in " ".join(p.cmdline()))
         worker.kill()
 
         def answered() -> bool:
@@ -222,36 +282,29 @@ def test_a_killed_worker_costs_no_call_that_can_wait(archives: Path, tmp_path: P
             return True
 
         _wait(answered, 60)
-        _wait(lambda: http(server, "/readyz")[0] == 200, 30)
+        _wait(lambda: http(disturbed, "/readyz")[0] == 200, 30)
 
 
 def test_sigterm_drains_and_leaves_nothing_behind(archives: Path, tmp_path: Path) -> None:
-    with served(archives, tmp_path, "mobilevit_xxs_classify") as server:
+    with served(archives, tmp_path, MODEL) as server:
         started = server.descendants()
         statuses: list[int] = []
-        told = refusals(server.grpc, read("chelsea.jpg"), lambda: statuses.append(server.stop()))
+        refused = refusals(server.grpc, read("chelsea.jpg"), lambda: statuses.append(server.stop()))
         assert statuses == [0]
-        # What was accepted was answered; every caller was told to go elsewhere (one that was slow to ask again may find
-        # the port closed already), none was cut off.
-        assert len(told) == 8
-        assert set(told) <= {"UNAVAILABLE SHUTTING_DOWN", "UNAVAILABLE "}
-        assert "UNAVAILABLE SHUTTING_DOWN" in told
-        accepted = [json.loads(line) for line in server.log.read_text().splitlines()]
-        assert {line["reason"] for line in accepted if "reason" in line} == {"SHUTTING_DOWN"}
+        # Every accepted call was answered. Every caller was then refused with SHUTTING_DOWN, or found the port closed
+        # when its next call came late.
+        assert len(refused) == 8
+        assert set(refused) <= {"UNAVAILABLE SHUTTING_DOWN", "UNAVAILABLE "}
+        assert "UNAVAILABLE SHUTTING_DOWN" in refused
+        logged = [json.loads(line) for line in server.log.read_text().splitlines()]
+        assert {line["reason"] for line in logged if "reason" in line} == {"SHUTTING_DOWN"}
         assert not psutil.wait_procs(started, timeout=10)[1]
 
 
 def test_a_killed_gateway_takes_torchserve_along(archives: Path, tmp_path: Path) -> None:
-    with served(archives, tmp_path, "mobilevit_xxs_classify") as server:
+    with served(archives, tmp_path, MODEL) as server:
         started = server.descendants()
         assert started
         server.process.kill()
         server.process.wait()
         assert not psutil.wait_procs(started, timeout=15)[1]
-
-
-def test_two_instances_run_side_by_side(server: Served, archives: Path, tmp_path: Path) -> None:
-    with served(archives, tmp_path, "mobilevit_xxs_classify") as second:
-        for each in (server, second):
-            with VisionClient(each.grpc) as client:
-                assert client.classify(read("rocket.jpg")).reply.labels

@@ -9,7 +9,7 @@ from fakes import read
 from google.protobuf.message import Message
 from serving import Served, served
 
-from service.client import CallFailed, VisionClient
+from mobilevision.client import CallFailed, VisionClient
 
 pytestmark = pytest.mark.integration
 PICTURES = ("astronaut.jpg", "chelsea.jpg", "coffee.jpg", "rocket.jpg")
@@ -26,7 +26,7 @@ def replies(server: Served) -> list[bytes]:
     return [reply.SerializeToString(deterministic=True) for reply in found]
 
 
-def test_answers_are_those_of_the_inline_carrier_bit_for_bit(server: Served, archives: Path, tmp_path: Path) -> None:
+def test_answers_are_those_of_the_inline_transport_bit_for_bit(server: Served, archives: Path, tmp_path: Path) -> None:
     assert server.metric(f'shm_in_use{{model="{MODEL}"}}') == 1
     assert server.metric(f'worker_channels{{model="{MODEL}"}}') >= 1
     with served(archives, tmp_path, MOBILEVISION_SHM_MEGABYTES="0") as inline:
@@ -76,3 +76,30 @@ def test_a_killed_worker_and_a_killed_gateway_leave_no_slot_and_no_file(archives
             client.classify(image)
         assert server.stop() == 0
     assert list(shm.iterdir()) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_hung_worker_is_replaced_within_seconds(archives: Path, tmp_path: Path, workers: int) -> None:
+    image = read("chelsea.jpg")
+    with (
+        served(archives, tmp_path, MODEL, MOBILEVISION_WORKERS_PER_MODEL=str(workers)) as server,
+        VisionClient(server.grpc) as client,
+    ):
+        for _ in range(5):
+            client.classify(image)
+        assert server.metric(f'worker_channels{{model="{MODEL}"}}') == workers
+        worker = next(p for p in server.descendants() if "model_service_worker" in " ".join(p.cmdline()))
+        worker.suspend()
+        hung_at = time.monotonic()
+        while True:
+            try:
+                client.classify(image, timeout_seconds=20)
+                # With two workers, calls in turn may never need the hung one.
+                if not worker.is_running() or (workers == 2 and time.monotonic() - hung_at > 8):
+                    break
+            except CallFailed:
+                assert workers == 1
+                assert time.monotonic() - hung_at < 45
+                time.sleep(0.1)
+        # Without the watch it takes twice the batch timeout, 60 s. A busy machine starts a worker in 18 s.
+        assert time.monotonic() - hung_at < (45 if workers == 1 else 20)

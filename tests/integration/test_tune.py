@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from serving import ROOT
 
-from service.settings import load
+from service.core.settings import load
 
 pytestmark = pytest.mark.integration
 

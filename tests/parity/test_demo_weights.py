@@ -5,10 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_store import assemble, export, layouts, weights, zoo
-from model_store.card import Task, WeightsState
-from model_store.demo import checkpoints, held_out
-from model_store.errors import CheckpointError
+from handlers.contract.card import Task, WeightsState
+from model_store import zoo
+from model_store.build import assemble, export
+from model_store.demo import checkpoints
+from model_store.demo_training import held_out
+from model_store.weights import container, layouts
+from model_store.weights import load as weights
+from model_store.weights.errors import CheckpointError
 
 # TorchScript is what TorchServe loads; torch announces its successor on every call.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -30,7 +34,7 @@ PROMISED = {
 }
 
 
-def loaded(entry: zoo.Entry) -> assemble.Network:
+def loaded(entry: zoo.ModelSpec) -> assemble.Network:
     network = assemble.build(entry)
     weights.load(network, checkpoints.read(entry.name), layouts.get("native"))
     return network
@@ -53,11 +57,11 @@ def test_recorded_scores_are_those_promised() -> None:
 
 
 @pytest.mark.parametrize("entry", DEMO, ids=lambda entry: entry.name)
-def test_the_file_is_the_recorded_one_and_small(entry: zoo.Entry) -> None:
+def test_the_file_is_the_recorded_one_and_small(entry: zoo.ModelSpec) -> None:
     path = entry.committed_checkpoint
     assert path is not None
     assert path.stat().st_size < checkpoints.MAX_BYTES
-    state = weights.read_file(path)
+    state = container.read(path).state
     assert weights.digest(state) == checkpoints.records()[entry.name].digest
     assert all(value.dtype == torch.float16 for value in state.values() if value.dim() > 1)
 
@@ -67,7 +71,7 @@ def test_the_page_beside_them_says_what_the_records_say() -> None:
 
 
 @pytest.mark.parametrize("entry", DEMO, ids=lambda entry: entry.name)
-def test_held_out_pictures_are_answered_rightly(entry: zoo.Entry) -> None:
+def test_held_out_pictures_are_answered_rightly(entry: zoo.ModelSpec) -> None:
     torch.set_num_threads(1)
     scores = held_out.measure(entry, loaded(entry), pictures=PICTURES, seed=SEED)
     for metric, enough in ENOUGH[entry.task].items():
@@ -77,7 +81,7 @@ def test_held_out_pictures_are_answered_rightly(entry: zoo.Entry) -> None:
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:
     entry = DEMO[0]
     record = checkpoints.records()[entry.name]
-    state = weights.read_file(checkpoints.FOLDER / f"{entry.name}.safetensors")
+    state = container.read(checkpoints.FOLDER / f"{entry.name}.safetensors").state
     name = next(iter(state))
     state[name] = state[name] + 1
     checkpoints.write(entry.name, state, record, folder=tmp_path)

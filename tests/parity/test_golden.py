@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from model_store import zoo
-from model_store.golden import GoldenError, read
-from model_store.verify import Report, check_content, verify, verify_costs
-from service.__main__ import to_input
+from model_store.verify.golden import GoldenError, read
+from model_store.verify.run import Report, check_content, verify, verify_costs
+from service.cli.main import to_input
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(GOLDEN.rglob("*.json"))
@@ -51,8 +51,9 @@ def test_equals_the_official_code(path: Path) -> None:
 
 
 @pytest.mark.parametrize("entry", zoo.ENTRIES, ids=lambda entry: entry.name)
-def test_costs_are_those_published(entry: zoo.Entry) -> None:
-    assert verify_costs(entry).failures == ()
+def test_costs_are_those_published(entry: zoo.ModelSpec) -> None:
+    with torch.device("meta"):  # parameters without data: shapes suffice
+        assert verify_costs(entry).failures == ()
 
 
 @pytest.fixture(scope="module")

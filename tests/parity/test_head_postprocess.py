@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_store.boxes import MAX_LOG_SIZE, box_iou, corners, decode, detections_by_class, encode
-from model_store.heads.anchors import cvnets_levels, make_anchors, map_sizes, mmdet_levels
-from model_store.heads.detections import cvnets_detections, mmdet_detections
+from model_store.networks.boxes import MAX_LOG_SIZE, box_iou, corners, decode, detections_by_class, encode
+from model_store.networks.heads.anchors import cvnets_levels, make_anchors, map_sizes, mmdet_levels
+from model_store.networks.heads.detections import cvnets_detections, mmdet_detections
 
 GOLDEN_DIRECTORY = Path(__file__).parent / "golden" / "heads"
 SCORE_TOLERANCE = 1e-4

@@ -9,13 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_store import assemble, export, labels, weights, zoo
-from model_store.boxes import box_iou
-from model_store.card import InputSize, Normalize, Task
+from handlers.contract.card import InputSize, Normalize, Task
+from model_store import zoo
+from model_store.build import assemble, export, parity, torchscript
+from model_store.networks.boxes import box_iou
+from model_store.networks.heads.registry import head_of
+from model_store.networks.pixels import Pixels
+from model_store.weights import load as weights
 
 SCORE_TOLERANCE = 1e-4
-# The first, which is the smallest, of each family and task goes through everything. The other variants are the same
-# code with other numbers: they see fewer pictures, and but for MobileViT small ones, in `make test-all` only.
+# `make test` checks the first model of each family and task, which is the smallest, and models with committed weights.
+# The other variants are the same code with other numbers. `make test-all` checks them with fewer pictures, and with
+# small ones but for MobileViT.
 FIRST = {(entry.family, entry.task): entry for entry in reversed(zoo.ENTRIES)}
 # How many pictures at once, per model. The whole range is swept with the smallest model in a test of its own.
 BATCHES = {
@@ -47,7 +52,7 @@ def _set_fusion(strategy: list[tuple[str, int]]) -> list[tuple[str, int]]:
 
 @dataclass(frozen=True)
 class Subject:
-    entry: zoo.Entry
+    entry: zoo.ModelSpec
     eager: Any
     scripted: Any
     reloaded: Any
@@ -60,28 +65,28 @@ class Subject:
         return BATCHES.get(self.entry.name, FIRST_BATCHES if self.first else OTHER_BATCHES)
 
     def pixels(self, count: int) -> Tensor:
-        return export.sample_pixels(self.entry, count)
+        return parity.sample_pixels(self.entry, count)
 
 
-def small(entry: zoo.Entry) -> zoo.Entry:
+def small(entry: zoo.ModelSpec) -> zoo.ModelSpec:
     return replace(entry, input=InputSize(height=SMALL_PX, width=SMALL_PX))
 
 
-def _param(entry: zoo.Entry) -> Any:
-    usual = entry in FIRST.values() or entry.family == "mobilevit"
-    return pytest.param(entry, id=entry.name, marks=() if usual else pytest.mark.exhaustive)
+def _param(entry: zoo.ModelSpec) -> Any:
+    in_the_gate = entry in FIRST.values() or entry.committed
+    return pytest.param(entry, id=entry.name, marks=() if in_the_gate else pytest.mark.exhaustive)
 
 
 @pytest.fixture(scope="module", params=[_param(entry) for entry in zoo.ENTRIES])
 def subject(request: pytest.FixtureRequest) -> Subject:
-    entry: zoo.Entry = request.param
+    entry: zoo.ModelSpec = request.param
     if entry not in FIRST.values() and entry.family != "mobilevit":
         entry = small(entry)
     network = assemble.build(entry)
     weights.random_(network, seed=0)
-    eager = export.served(entry, network)
-    scripted = export.script(eager)
-    return Subject(entry, eager, scripted, export.load(export.save(scripted)))
+    eager = assemble.served(entry, network)
+    scripted = torchscript.script(eager)
+    return Subject(entry, eager, scripted, torchscript.load(torchscript.save(scripted)))
 
 
 def run(module: Any, pixels: Tensor) -> tuple[Tensor, ...]:
@@ -145,7 +150,7 @@ def test_eager_scripted_and_reloaded_agree(subject: Subject) -> None:
 
 
 def test_the_raw_outputs_depend_on_the_picture(subject: Subject) -> None:
-    first, second = export.raw_outputs(subject.eager, subject.pixels(2))[0]
+    first, second = parity.raw_outputs(subject.eager, subject.pixels(2))[0]
     assert float((first - second).std()) > 0.01 * float(first.std())
     assert bool(torch.isfinite(first).all())
 
@@ -153,17 +158,17 @@ def test_the_raw_outputs_depend_on_the_picture(subject: Subject) -> None:
 def test_outputs_are_as_the_card_says(subject: Subject) -> None:
     for count in (1, 2) if subject.first else (1,):
         pixels = subject.pixels(count)
-        described = export.describe_outputs(subject.eager, pixels)
+        described = export.describe_outputs(subject.entry, subject.eager, pixels)
         for output, answer in zip(described, run(subject.reloaded, pixels), strict=True):
             assert tuple(answer.shape) == (count, *output.shape)
             assert str(answer.dtype) == f"torch.{output.dtype}"
 
 
 def test_ranges(subject: Subject) -> None:
-    classes = len(labels.read(subject.entry.labels))
+    classes = len(subject.entry.labels.names)
     answers = dict(
         zip(
-            export.OUTPUT_NAMES[type(subject.eager)],
+            head_of(subject.entry).contract.outputs,
             run(subject.reloaded, subject.pixels(2)),
             strict=True,
         )
@@ -211,8 +216,8 @@ def test_every_batch_size_up_to_64() -> None:
     entry = zoo.get("mobilevit_xxs_classify")
     network = assemble.build(entry)
     weights.random_(network, seed=1)
-    module = export.script(export.served(entry, network))
-    pixels = export.sample_pixels(entry, 64)[:, :64, :64]  # the sweep is about N, so small pictures do
+    module = torchscript.script(assemble.served(entry, network))
+    pixels = parity.sample_pixels(entry, 64)[:, :64, :64]  # the sweep is about N, so small pictures do
     alone = [run(module, pixels[i : i + 1]) for i in range(64)]
     for count in range(1, 65):
         expected = tuple(torch.cat(parts) for parts in zip(*alone[:count], strict=True))
@@ -220,21 +225,21 @@ def test_every_batch_size_up_to_64() -> None:
 
 
 @pytest.mark.parametrize("entry", FIRST.values(), ids=lambda entry: entry.name)
-def test_runs_in_bfloat16(entry: zoo.Entry) -> None:
+def test_runs_in_bfloat16(entry: zoo.ModelSpec) -> None:
     if entry.task is Task.SEGMENT:
         entry = small(entry)  # processors without bfloat16 take half a minute otherwise
     network = assemble.build(entry)
     weights.random_(network, seed=0)
-    module = export.load(export.save(export.script(export.served(entry, network))))
-    pixels = export.sample_pixels(entry, 1)
+    module = torchscript.load(torchscript.save(torchscript.script(assemble.served(entry, network))))
+    pixels = parity.sample_pixels(entry, 1)
     if entry.task is not Task.DETECT:  # anchors belong to one size; the others take any, and bfloat16 may be slow here
         pixels = pixels[:, :128, :128]
-    expected, raw = run(module, pixels), export.raw_outputs(module, pixels)[0]
+    expected, raw = run(module, pixels), parity.raw_outputs(module, pixels)[0]
     module.to(torch.bfloat16)
     for a, b in zip(expected, run(module, pixels), strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype
-    half = export.raw_outputs(module, pixels)[0]
+    half = parity.raw_outputs(module, pixels)[0]
     assert half.dtype is torch.bfloat16
     assert float((half.float() - raw).std() / raw.std()) < 0.25
 
@@ -242,15 +247,15 @@ def test_runs_in_bfloat16(entry: zoo.Entry) -> None:
 def test_pixels_are_scaled_exactly_in_any_dtype() -> None:
     pixels = torch.tensor([[[[0, 128, 255]]]], dtype=torch.uint8)  # one pixel, (N, H, W, 3)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        plain = export.Pixels(normalize=Normalize()).to(dtype)(pixels)
+        plain = Pixels(normalize=Normalize()).to(dtype)(pixels)
         assert plain.dtype is dtype
         assert torch.equal(plain.flatten(), torch.tensor([0, 128 / 255, 1]).to(dtype))
-        swapped = export.Pixels(normalize=Normalize(channel_order="BGR")).to(dtype)(pixels)
+        swapped = Pixels(normalize=Normalize(channel_order="BGR")).to(dtype)(pixels)
         assert torch.equal(swapped.flatten(), plain.flatten().flip(0))
 
 
 def test_mean_and_std_follow_the_channel_order() -> None:
     normalize = Normalize(channel_order="BGR", mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
     pixels = torch.tensor([[[[0, 51, 255]]]], dtype=torch.uint8)
-    found = export.Pixels(normalize=normalize)(pixels).flatten()
+    found = Pixels(normalize=normalize)(pixels).flatten()
     torch.testing.assert_close(found, torch.tensor([(1.0 - 0.1) / 0.5, (0.2 - 0.2) / 0.25, (0.0 - 0.3) / 0.125]))

@@ -1,4 +1,4 @@
-"""Capacity and cost: how much is answered, on what, for how much money."""
+"""The dashboard for capacity and cost: answers, hardware and money."""
 
 from grafana_foundation_sdk.models import units
 from grafana_foundation_sdk.models.dashboard import Dashboard
@@ -8,7 +8,7 @@ from deploy.monitoring.panels import ANSWERED, NAMESPACE, RATE, Query, Row, line
 
 
 def dashboard(runbook: str) -> Dashboard:
-    """How much it does, on what, for how much money."""
+    """Build the dashboard. `runbook` is the address of the runbook."""
     cores = (
         f"sum(rate(container_cpu_usage_seconds_total{{{NAMESPACE}, "
         f'container=~"gateway|kserve-container|torchserve", image!=""}}[{RATE}]))'
@@ -23,7 +23,9 @@ def dashboard(runbook: str) -> Dashboard:
         "Capacity and cost",
         [
             pictures_answered(),
-            number("Replicas", "Gateways scraped.", units.Short, Query(f"count({GATEWAYS})", "replicas")),
+            number(
+                "Replicas", "Gateways that Prometheus scrapes.", units.Short, Query(f"count({GATEWAYS})", "replicas")
+            ),
             number(
                 "Pictures per second per replica",
                 "Answers per second divided by the replicas.",
@@ -32,14 +34,14 @@ def dashboard(runbook: str) -> Dashboard:
             ),
             number(
                 "Cost per million pictures, now",
-                "Replicas x price_per_hour / answers per hour, in its currency. Idle replicas make it dear.",
+                "Replicas x price_per_hour / answers per hour, in the same currency. Idle replicas raise it.",
                 units.Short,
                 Query(per_million, "per million"),
                 width=6,
             ),
             number(
-                "Cost per million pictures, at the busiest",
-                "The same at the highest five-minute rate of the last day: what it would cost with full replicas.",
+                "Cost per million pictures, at the highest load",
+                "The same at the highest five-minute rate of the last day. It estimates the cost with busy replicas.",
                 units.Short,
                 Query(
                     f"1e6 * {per_hour} / (3600 * max_over_time(sum(rate({REQUESTS}{{{ANSWERED}}}[5m]))[1d:5m]))",
@@ -49,14 +51,14 @@ def dashboard(runbook: str) -> Dashboard:
             ),
             lines(
                 "Cost per million pictures",
-                "Over time, in the unit of price_per_hour.",
+                "Replicas x price_per_hour / answers per hour, over time.",
                 units.Short,
                 Query(per_million, "per million"),
                 width=12,
             ),
             lines(
                 "Answers per second and replicas",
-                "Replicas should follow the load.",
+                "The number of replicas should follow the load.",
                 units.Short,
                 Query(ANSWERS, "answers per second"),
                 Query(f"count({GATEWAYS})", "replicas"),
@@ -69,13 +71,13 @@ def dashboard(runbook: str) -> Dashboard:
         [
             lines(
                 "Gateway CPU per picture",
-                "Core seconds of the gateway's process (decoding included) per answer.",
+                "Core seconds of the gateway process, decoding included, per answer.",
                 units.Seconds,
                 Query(f"{gateway_cores} / {ANSWERS}", "core seconds"),
             ),
             lines(
                 "Pictures per second per core",
-                "Answers per core second that the containers gateway and torchserve used. Kubernetes only.",
+                "Answers per core second used by the containers gateway and torchserve. Only in Kubernetes.",
                 units.Short,
                 Query(f"{ANSWERS} / {cores}", "per core"),
             ),
@@ -91,18 +93,18 @@ def dashboard(runbook: str) -> Dashboard:
         ],
     )
     graphics = Row(
-        "GPU (from DCGM's exporter, or the gateway itself where it sees the device)",
+        "GPU (from the DCGM exporter, or from the gateway if it has access to the device)",
         [
             lines(
-                "Utilisation",
-                "Share of the time in which a kernel ran.",
+                "Utilization",
+                "Share of the time in which a kernel ran on the device.",
                 units.PercentUnit,
                 Query(busy, "{{instance}} {{gpu}}"),
                 most=1,
             ),
             lines(
                 "Memory used",
-                "Share of the device's memory.",
+                "Share of the memory of the device.",
                 units.PercentUnit,
                 Query(
                     f"mobilevision:gpu_memory_used:ratio{{{NAMESPACE}}}"
@@ -114,7 +116,7 @@ def dashboard(runbook: str) -> Dashboard:
             ),
             lines(
                 "Pictures per second per GPU",
-                "Answers per second divided by the devices seen.",
+                "Answers per second divided by the number of devices.",
                 units.Short,
                 Query(f"{ANSWERS} / count({busy})", "per GPU"),
             ),
@@ -123,18 +125,21 @@ def dashboard(runbook: str) -> Dashboard:
     return page(
         uid="mobilevision-capacity",
         title="mobilevision / Capacity and cost",
-        about="Pictures per second per replica, core and GPU, and what a million pictures cost.",
+        about="Pictures per second per replica, core and GPU, and the cost of a million pictures.",
         rows=[money, processor, graphics],
         runbook=runbook,
         variables=[
             text_variable(
-                "price_per_hour", "Price of a replica per hour", "In any currency; costs are told in it.", "0.10"
+                "price_per_hour",
+                "Price of a replica per hour",
+                "In any currency. All costs are in this currency.",
+                "0.10",
             )
         ],
     )
 
 
 def _device(metric: str) -> str:
-    # DCGM's labels about the container that has the device are prefixed where Prometheus has its own of that name.
+    # Where Prometheus sets labels of the same name, DCGM's labels of the container have the prefix `exported_`.
     ours = f'{metric}{{{NAMESPACE}, container="torchserve"}}'
     return f'({ours} or {metric}{{exported_{NAMESPACE}, exported_container="torchserve"}})'

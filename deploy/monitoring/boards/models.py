@@ -1,4 +1,4 @@
-"""The models: versions served, traffic, work and roll-outs, model by model."""
+"""The dashboard for models: served versions, traffic, work and rollouts of each model."""
 
 from grafana_foundation_sdk.models import units
 from grafana_foundation_sdk.models.dashboard import Dashboard
@@ -8,13 +8,13 @@ from deploy.monitoring.panels import ANSWERED, MODEL, PICTURES, RATE, Query, Row
 
 
 def dashboard(runbook: str) -> Dashboard:
-    """The same questions model by model, and which versions serve."""
+    """Build the dashboard. `runbook` is the address of the runbook."""
     served = Row(
         "Served",
         [
             listing(
                 "Models and versions",
-                "What is served, from the model cards. Two versions of a model mean a rollout is under way.",
+                "The served models and versions, from their model cards. A model has two versions during a rollout.",
                 Query(
                     "count by (model, version, task, family, variant, head, weights) "
                     f"(mobilevision_model_info{{{MODEL}}})",
@@ -24,14 +24,14 @@ def dashboard(runbook: str) -> Dashboard:
             ),
             lines(
                 "Replicas per version",
-                "Which version serves on how many replicas.",
+                "Number of replicas that serve each version.",
                 units.Short,
                 Query(f"count by (model, version) (mobilevision_model_info{{{MODEL}}})", "{{model}} {{version}}"),
                 stacked=True,
             ),
             lines(
-                "Share of replicas that answer",
-                "1 = every replica has a ready worker.",
+                "Share of replicas with a ready worker",
+                "1: every replica has a ready worker for the model.",
                 units.PercentUnit,
                 Query(f"avg by (model) (mobilevision_worker_ready{{{MODEL}}})", "{{model}}"),
                 most=1,
@@ -39,7 +39,7 @@ def dashboard(runbook: str) -> Dashboard:
             ),
             lines(
                 "Share of replicas with shared memory",
-                "1 = every replica hands pictures to its workers in shared memory; less: some send them inside calls.",
+                "1: every replica passes pictures to its workers in shared memory. Below 1: some send them in calls.",
                 units.PercentUnit,
                 Query(f"avg by (model) (mobilevision_shm_in_use{{{MODEL}}})", "{{model}}"),
                 most=1,
@@ -57,7 +57,7 @@ def dashboard(runbook: str) -> Dashboard:
             ),
             lines(
                 "Share of calls without an answer",
-                "All codes but OK, the callers' own mistakes included.",
+                "All codes except OK, client errors included.",
                 units.PercentUnit,
                 Query(
                     f"1 - sum by (model) (rate({REQUESTS}{{{ANSWERED}}}[{RATE}]))"
@@ -67,7 +67,7 @@ def dashboard(runbook: str) -> Dashboard:
             ),
             lines(
                 "p95 latency",
-                "From the door to the answer.",
+                "From the arrival of the call to its reply.",
                 units.Seconds,
                 Query(quantile(0.95, DURATION, PICTURES, "model"), "{{model}}"),
             ),
@@ -79,13 +79,13 @@ def dashboard(runbook: str) -> Dashboard:
         [
             lines(
                 "Inference, mean seconds",
-                "Of the batch a picture was in, as the worker measured it.",
+                "Inference time of a picture's batch, measured by the worker.",
                 units.Seconds,
                 Query(inference_seconds, "{{model}}"),
             ),
             lines(
                 "Predicted seconds per batch, and the error",
-                "What the batcher plans with. An error near the prediction means that it plans blindly.",
+                "Prediction of the latency model for the batcher. The error should be small against the prediction.",
                 units.Seconds,
                 Query(mean("mobilevision_predicted_batch_seconds", MODEL, "model"), "{{model}}"),
                 Query(mean("mobilevision_prediction_error_seconds", MODEL, "model"), "{{model}}, error"),
@@ -98,7 +98,7 @@ def dashboard(runbook: str) -> Dashboard:
             ),
             lines(
                 "Queueing, p95",
-                "Seconds between decoded and dispatched.",
+                "Seconds between the end of decoding and the dispatch of the batch.",
                 units.Seconds,
                 Query(quantile(0.95, STAGES, f'{MODEL}, stage="queue"', "model"), "{{model}}"),
                 alert="MobilevisionQueueAge",
@@ -106,8 +106,8 @@ def dashboard(runbook: str) -> Dashboard:
             deadlines_missed(),
             lines(
                 "Busy share of the workers",
-                "Batches per second x mean seconds of a batch / ready workers; near 1 the model is saturated. Seconds "
-                "are averaged over pictures, so large batches weigh more: an upper estimate.",
+                "Batches per second x mean seconds of a batch / ready workers. Near 1 the model is saturated. The mean "
+                "is over pictures, so large batches count more and the share is an upper estimate.",
                 units.PercentUnit,
                 Query(
                     f"sum by (model) (rate(mobilevision_batch_size_count{{{MODEL}}}[{RATE}]))"
@@ -120,11 +120,11 @@ def dashboard(runbook: str) -> Dashboard:
     )
     by_version = "{{model}} {{version}}"
     rollout = Row(
-        "Roll-out",
+        "Rollout",
         [
             lines(
                 "Share of the requests per version",
-                "What the roll-out file gives each version. Less than all for the stable one: a candidate is tried.",
+                "Share of each version in the rollout file. The stable version has less than 1 with a canary.",
                 units.PercentUnit,
                 Query(
                     f"avg by (model, version, role) (mobilevision_version_share{{{MODEL}}})",
@@ -135,7 +135,7 @@ def dashboard(runbook: str) -> Dashboard:
             ),
             lines(
                 "Answers per second and version",
-                "Passed on: the candidate refused, failed or took too long, and the stable version answered.",
+                "passed_on: the candidate refused, failed or took too long, and the stable version answered.",
                 units.RequestsPerSecond,
                 Query(
                     f"sum by (model, version, outcome) (rate(mobilevision_version_requests_total{{{MODEL}}}[{RATE}]))",
@@ -154,7 +154,7 @@ def dashboard(runbook: str) -> Dashboard:
             ),
             lines(
                 "Shadow runs",
-                "Pictures run on the candidate only to be compared; dropped: to leave room for callers.",
+                "Pictures run on the candidate for comparison only. dropped: not run, to leave capacity for callers.",
                 units.RequestsPerSecond,
                 Query(
                     f"sum by (model, version, outcome) (rate(mobilevision_shadow_runs_total{{{MODEL}}}[{RATE}]))",
@@ -163,13 +163,13 @@ def dashboard(runbook: str) -> Dashboard:
             ),
             lines(
                 "p95 of an answer per version",
-                "In all stages of the version that answered.",
+                "Latency in all stages, by the version that answered.",
                 units.Seconds,
                 Query(quantile(0.95, "mobilevision_version_duration_seconds", MODEL, "model, version"), by_version),
             ),
             lines(
-                "Seconds in the model per version",
-                "Mean of a batch, shadow runs too.",
+                "Inference, mean seconds per version",
+                "Mean of a batch, shadow runs included.",
                 units.Seconds,
                 Query(mean("mobilevision_version_inference_seconds", MODEL, "model, version"), by_version),
             ),
@@ -178,7 +178,7 @@ def dashboard(runbook: str) -> Dashboard:
     return page(
         uid="mobilevision-models",
         title="mobilevision / Models",
-        about="Every model by itself: versions, traffic, latency, batches, saturation, roll-outs.",
+        about="Versions, traffic, latency, batches, saturation and rollouts of each model.",
         rows=[served, traffic, work, rollout],
         runbook=runbook,
     )

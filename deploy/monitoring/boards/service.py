@@ -1,4 +1,4 @@
-"""The service: golden signals, objectives, where the time goes, refusals and faults."""
+"""The dashboard for the service: golden signals, objectives, time per stage, refusals and faults."""
 
 from grafana_foundation_sdk.models import units
 from grafana_foundation_sdk.models.dashboard import Dashboard
@@ -20,7 +20,7 @@ GREEN, YELLOW, RED = "green", "orange", "red"
 
 
 def dashboard(runbook: str) -> Dashboard:
-    """Is it well, and if not, which stage."""
+    """Build the dashboard. `runbook` is the address of the runbook."""
     signals = Row(
         "Golden signals",
         [
@@ -42,28 +42,30 @@ def dashboard(runbook: str) -> Dashboard:
             ),
             number(
                 "p95 latency",
-                "From the door to the answer, all models.",
+                "From the arrival of the call to its reply, all models.",
                 units.Seconds,
                 Query(f"histogram_quantile(0.95, sum by (le) (rate({DURATION}_bucket{{{PICTURES}}}[{RATE}])))", "p95"),
             ),
-            number("In work", "Pictures inside all gateways.", units.Short, Query(f"sum({GATEWAYS})", "in work")),
+            number(
+                "In flight", "Calls in flight in all gateways.", units.Short, Query(f"sum({GATEWAYS})", "in flight")
+            ),
             number(
                 "Models not answering",
-                "Pairs of replica and model without a ready worker.",
+                "Number of pairs of a replica and a model without a ready worker.",
                 units.Short,
                 Query(f"count(mobilevision_worker_ready{{{MODEL}}} == 0) or vector(0)", "not ready"),
                 steps=((None, GREEN), (1, RED)),
             ),
             lines(
                 "Calls by outcome",
-                "gRPC codes. Everything but OK has its reason in the panel of refusals.",
+                "Calls by gRPC code. The panel of refusals has the reasons of all codes except OK.",
                 units.RequestsPerSecond,
                 Query(f"sum by (code) (rate({REQUESTS}{{{PICTURES}}}[{RATE}]))", "{{code}}"),
                 stacked=True,
             ),
             lines(
                 "Latency",
-                "From the door to the answer, failed calls included.",
+                "From the arrival of the call to its reply, failed calls included.",
                 units.Seconds,
                 *(
                     Query(
@@ -76,7 +78,7 @@ def dashboard(runbook: str) -> Dashboard:
             ),
             buckets(
                 "Latency, all calls",
-                "Calls per second in each bucket of the latency. Dots are exemplars: each is a trace.",
+                "Calls per second in each latency bucket. Dots are exemplars, which link to traces.",
                 units.Seconds,
                 Query(f"sum by (le) (rate({DURATION}_bucket{{{PICTURES}}}[{RATE}]))", "{{le}}"),
             ),
@@ -87,7 +89,7 @@ def dashboard(runbook: str) -> Dashboard:
         [
             lines(
                 "Availability budget burn",
-                "How many times too fast the 30-day budget burns, per window. 14.4 over 1 h and 5 m pages.",
+                "Speed of using the 30-day error budget, per window. 1 uses all of it. 14.4 over 1 h and 5 m pages.",
                 units.Short,
                 *(
                     Query(f"{AVAILABILITY.series(window)}{{{NAMESPACE}}} / {1 - AVAILABILITY_OBJECTIVE:.6g}", window)
@@ -110,12 +112,12 @@ def dashboard(runbook: str) -> Dashboard:
         ],
     )
     inside = Row(
-        "Where the time goes",
+        "Time per stage",
         [
             lines(
                 "Mean seconds per stage",
-                "Answered pictures. queue = too little capacity, inference = the model, decode = large pictures, "
-                "transport = the way to the worker and back.",
+                "Answered pictures. queue: waiting for a worker, long when capacity is short. decode: long for large "
+                "pictures. inference: the model. transport: the way to the worker and back.",
                 units.Seconds,
                 Query(mean(STAGES, MODEL, "stage"), "{{stage}}"),
                 stacked=True,
@@ -128,13 +130,13 @@ def dashboard(runbook: str) -> Dashboard:
             ),
             buckets(
                 "Batch sizes",
-                "Batches per second by the pictures in them. Large batches under load are right.",
+                "Batches per second by number of pictures. Large batches are expected under load.",
                 units.Short,
                 Query(f"sum by (le) (rate(mobilevision_batch_size_bucket{{{MODEL}}}[{RATE}]))", "{{le}}"),
             ),
             lines(
-                "Why batches left",
-                "idle: a slot was free and everything that waited went; full: the batch was as large as allowed; "
+                "Reasons for dispatch",
+                "idle: a worker was free and took all waiting pictures. full: the batch had its largest size. "
                 "deadline: a larger batch would have missed a deadline.",
                 "batches/s",
                 Query(f"sum by (reason) (rate(mobilevision_dispatch_total{{{MODEL}}}[{RATE}]))", "{{reason}}"),
@@ -148,7 +150,7 @@ def dashboard(runbook: str) -> Dashboard:
             ),
             lines(
                 "Oldest picture waiting",
-                "Worst replica, per model.",
+                "Highest value of all replicas, per model.",
                 units.Seconds,
                 Query(f"max by (model) (mobilevision_queue_age_seconds{{{MODEL}}})", "{{model}}"),
                 alert="MobilevisionQueueAge",
@@ -160,7 +162,7 @@ def dashboard(runbook: str) -> Dashboard:
         [
             lines(
                 "Refusals and failures by reason",
-                "Every call without an answer, by the reason its caller was told.",
+                "Every call without an answer, by the reason in its error.",
                 units.RequestsPerSecond,
                 Query(f"sum by (reason) (rate(mobilevision_rejected_total{{{NAMESPACE}}}[{RATE}])) > 0", "{{reason}}"),
                 stacked=True,
@@ -175,16 +177,17 @@ def dashboard(runbook: str) -> Dashboard:
                 alert="MobilevisionModelNotReady",
             ),
             lines(
-                "TorchServe restarts, batches sent again",
+                "Restarts, replaced workers and retried batches",
                 "In the last five minutes.",
                 units.Short,
                 Query(f"sum(increase(mobilevision_worker_restarts_total{{{NAMESPACE}}}[5m]))", "restarts"),
-                Query(f"sum(increase(mobilevision_batches_retried_total{{{MODEL}}}[5m]))", "batches sent again"),
+                Query(f"sum(increase(mobilevision_worker_replacements_total{{{MODEL}}}[5m]))", "replaced workers"),
+                Query(f"sum(increase(mobilevision_batches_retried_total{{{MODEL}}}[5m]))", "retried batches"),
                 alert="MobilevisionTorchServeRestarts",
             ),
             lines(
                 "Shared memory slots",
-                "used: with a picture or an answer in them; quarantined: a late worker may still write there.",
+                "used: contains a picture or a result. quarantined: a late worker may still write to it.",
                 units.Short,
                 Query(f"sum by (kind, state) (mobilevision_shm_slots{{{MODEL}}})", "{{kind}} {{state}}"),
                 stacked=True,
@@ -197,6 +200,16 @@ def dashboard(runbook: str) -> Dashboard:
                 Query(
                     f"sum by (grpc_method) (rate(grpc_server_handled_total{{{NAMESPACE}}}[{RATE}]))", "{{grpc_method}}"
                 ),
+            ),
+            lines(
+                "Calls by caller",
+                "unauthenticated: refused for missing or wrong credentials. other: names of certificates and tokens "
+                "beyond the first hundred.",
+                units.RequestsPerSecond,
+                Query(
+                    f"sum by (caller) (rate(mobilevision_caller_requests_total{{{NAMESPACE}}}[{RATE}]))", "{{caller}}"
+                ),
+                stacked=True,
             ),
         ],
     )

@@ -1,4 +1,4 @@
-"""What several dashboards ask Prometheus, or show alike."""
+"""Expressions and panels that several dashboards use."""
 
 from grafana_foundation_sdk.builders import stat, timeseries
 from grafana_foundation_sdk.models import units
@@ -9,7 +9,7 @@ REQUESTS = "mobilevision_requests_total"
 DURATION = "mobilevision_request_duration_seconds"
 STAGES = "mobilevision_stage_duration_seconds"
 ANSWERS = f"sum(rate({REQUESTS}{{{ANSWERED}}}[{RATE}]))"
-# Gateways are the processes that export our gauges; process_* alone would count every exporter of the cluster.
+# Gateways are the processes that export this gauge. process_* alone would count every exporter of the cluster.
 GATEWAYS = f"mobilevision_inflight_requests{{{NAMESPACE}}}"
 
 
@@ -20,16 +20,16 @@ def quantile(share: float, metric: str, labels: str, by: str) -> str:
 
 def mean(metric: str, labels: str, by: str) -> str:
     """The mean of a histogram, for each value of the labels in `by`."""
-    total, count = (f"sum by ({by}) (rate({metric}_{part}{{{labels}}}[{RATE}]))" for part in ("sum", "count"))
+    total, count = (f"sum by ({by}) (rate({metric}_{suffix}{{{labels}}}[{RATE}]))" for suffix in ("sum", "count"))
     return f"{total} / {count}"
 
 
 def deadlines_missed() -> timeseries.Panel:
-    """The panel of calls that were too late, model by model."""
+    """The panel of missed deadlines by model."""
     return lines(
         "Deadlines missed",
-        "Calls whose deadline passed before the answer; refused: accepted first, then not, since batches took "
-        "longer than predicted.",
+        "Calls whose deadline passed before the answer. Refused: calls that were accepted and refused later, because "
+        "batches took longer than predicted.",
         units.RequestsPerSecond,
         Query(f"sum by (model) (rate(mobilevision_deadline_missed_total{{{MODEL}}}[{RATE}]))", "{{model}}"),
         Query(f"sum by (model) (rate(mobilevision_refused_late_total{{{MODEL}}}[{RATE}]))", "{{model}}, refused"),
@@ -38,5 +38,5 @@ def deadlines_missed() -> timeseries.Panel:
 
 
 def pictures_answered() -> stat.Panel:
-    """The panel of the answers per second."""
-    return number("Pictures answered", "Answers per second, now.", units.RequestsPerSecond, Query(ANSWERS, "answers"))
+    """The panel of answers per second."""
+    return number("Pictures answered", "Answers per second now.", units.RequestsPerSecond, Query(ANSWERS, "answers"))

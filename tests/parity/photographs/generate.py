@@ -37,6 +37,8 @@ def references() -> dict[str, tuple[Transform, tuple[float, ...], tuple[float, .
     declare_torchvision_operators()
     import timm  # noqa: PLC0415
     from timm.data import create_transform, resolve_data_config  # noqa: PLC0415
+    from torchvision import transforms  # noqa: PLC0415
+    from transformers.models.mobilevit.image_processing_mobilevit import MobileViTImageProcessor  # noqa: PLC0415
     from transformers.models.mobilevit.image_processing_pil_mobilevit import (  # noqa: PLC0415
         MobileViTImageProcessorPil,
     )
@@ -51,14 +53,16 @@ def references() -> dict[str, tuple[Transform, tuple[float, ...], tuple[float, .
             (3, 224, 224), interpolation=interpolation, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=0.875
         )
 
-    def of_transformers(shorter_side_px: int, side_px: int) -> Transform:
-        # As in the preprocessor_config.json beside Apple's files.
-        processor = MobileViTImageProcessorPil(
-            size={"shortest_edge": shorter_side_px},
-            crop_size={"height": side_px, "width": side_px},
-            resample=Image.Resampling.BILINEAR,
-        )
+    def of_transformers(processor: Callable[..., dict[str, torch.Tensor]]) -> Transform:
         return lambda picture: processor(picture, return_tensors="pt")["pixel_values"][0]
+
+    def as_published(shorter_side_px: int, side_px: int) -> dict[str, object]:
+        # As in the preprocessor_config.json beside Apple's files.
+        return {
+            "size": {"shortest_edge": shorter_side_px},
+            "crop_size": {"height": side_px, "width": side_px},
+            "resample": Image.Resampling.BILINEAR,
+        }
 
     none, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     return {
@@ -66,8 +70,28 @@ def references() -> dict[str, tuple[Transform, tuple[float, ...], tuple[float, .
         "timm_swiftformer": (of_timm("swiftformer_xs.dist_in1k"), IMAGENET_MEAN, IMAGENET_STD),
         "imagenet_bicubic": (imagenet("bicubic"), IMAGENET_MEAN, IMAGENET_STD),
         "imagenet_bilinear": (imagenet("bilinear"), IMAGENET_MEAN, IMAGENET_STD),
-        "transformers_mobilevit": (of_transformers(288, 256), none, one),
-        "transformers_deeplabv3": (of_transformers(544, 512), none, one),
+        "transformers_mobilevit": (of_transformers(MobileViTImageProcessorPil(**as_published(288, 256))), none, one),
+        "transformers_deeplabv3": (of_transformers(MobileViTImageProcessorPil(**as_published(544, 512))), none, one),
+        # Without a configuration: bicubic, and a crop of 256 from 224 pixels, which leaves a black border.
+        "transformers_default": (of_transformers(MobileViTImageProcessorPil()), none, one),
+        "transformers_fast": (of_transformers(MobileViTImageProcessor(**as_published(288, 256))), none, one),
+        "transformers_fast_default": (of_transformers(MobileViTImageProcessor()), none, one),
+        # Inputs that are not square, height first.
+        "timm_landscape": (
+            create_transform((3, 192, 256), interpolation="bicubic", mean=none, std=one, crop_pct=0.875),
+            none,
+            one,
+        ),
+        "timm_portrait": (
+            create_transform((3, 256, 192), interpolation="bilinear", mean=none, std=one, crop_pct=0.875),
+            none,
+            one,
+        ),
+        "torchvision_padded": (
+            transforms.Compose([transforms.Resize(216), transforms.CenterCrop((192, 257)), transforms.ToTensor()]),
+            none,
+            one,
+        ),
     }
 
 

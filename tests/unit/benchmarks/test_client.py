@@ -1,4 +1,4 @@
-"""The load generator without a server: a clock that moves only when somebody sleeps, callers that answer as told."""
+"""The load generator without a server: a clock that advances only in `sleep`, and callers with given answers."""
 
 import asyncio
 
@@ -20,12 +20,12 @@ class Clock:
         return self.now
 
     async def sleep(self, seconds):
-        await asyncio.sleep(0)  # those that were started get their turn, now
+        await asyncio.sleep(0)  # let the started calls run
         self.now += seconds
 
 
 class Silent:
-    """Never answers before all is sent."""
+    """Answers only after all requests were sent."""
 
     def __init__(self, clock, sent):
         self.clock, self.sent = clock, sent
@@ -39,7 +39,7 @@ class Silent:
         pass
 
 
-async def test_open_loop_asks_on_time_though_nothing_is_answered():
+async def test_open_loop_sends_on_time_without_answers():
     clock, sent = Clock(), []
     arrivals = (0.5, 1.0, 1.25, 4.0)
     outcomes = await run_open(
@@ -49,17 +49,17 @@ async def test_open_loop_asks_on_time_though_nothing_is_answered():
         sleep=clock.sleep,
     )
     assert [at - 100.0 for at, _ in sent] == pytest.approx(arrivals)
-    counts = tally(outcomes.rows, sent=outcomes.sent)
+    counts = tally(outcomes.records, sent=outcomes.sent)
     assert counts.missed == 4
     assert counts.adds_up()
 
 
-async def test_open_loop_counts_from_the_time_a_request_was_due_and_tells_its_lag():
+async def test_open_loop_counts_latency_from_the_planned_time_and_records_the_lag():
     clock = Clock()
 
     class Slow:
         async def call(self, timeout_seconds):
-            assert timeout_seconds == pytest.approx(0.05)  # what the generator's own lag has left
+            assert timeout_seconds == pytest.approx(0.05)  # the deadline less the lag of the generator
             clock.now += 0.01
             return Outcome.ANSWERED
 
@@ -72,7 +72,7 @@ async def test_open_loop_counts_from_the_time_a_request_was_due_and_tells_its_la
     outcomes = await run_open(
         OpenPlan((TARGET,), (1.0,), deadline_seconds=0.2), caller=lambda target: Slow(), clock=clock, sleep=oversleeping
     )
-    (row,) = outcomes.rows
+    (row,) = outcomes.records
     assert row.lag_seconds == pytest.approx(0.15)
     assert row.seconds == pytest.approx(0.16)
     assert row.outcome is Outcome.ANSWERED
@@ -92,7 +92,7 @@ async def test_closed_loop_counts_only_after_the_warm_up():
 
     plan = ClosedPlan((TARGET,), clients=1, warm_up_seconds=2.5, seconds=5.0)
     outcomes = await run_closed(plan, caller=lambda target: Second(), clock=clock)
-    assert [row.due_seconds for row in outcomes.rows] == [2.0, 3.0, 4.0, 5.0, 6.0]
+    assert [row.due_seconds for row in outcomes.records] == [2.0, 3.0, 4.0, 5.0, 6.0]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ async def test_closed_loop_counts_only_after_the_warm_up():
         (None, Outcome.MISSED),
     ],
 )
-async def test_http_replies_have_their_outcomes_twice_in_a_row(reply, outcome):
+async def test_http_replies_have_their_outcomes_on_two_calls_in_a_row(reply, outcome):
     async def serve(reader, writer):
         try:
             while b"\r\n\r\n" in await reader.readuntil(b"\r\n\r\n"):
@@ -125,6 +125,6 @@ async def test_http_replies_have_their_outcomes_twice_in_a_row(reply, outcome):
     port = server.sockets[0].getsockname()[1]
     target = Target("http", "127.0.0.1", port, "/", b"abc")
     outcomes = await run_open(OpenPlan((target,), (0.0, 0.001), deadline_seconds=0.1 if reply is None else 20.0))
-    assert [row.outcome for row in outcomes.rows] == [outcome, outcome]
+    assert [row.outcome for row in outcomes.records] == [outcome, outcome]
     server.close()
     await server.wait_closed()

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.figures import percentile, ratio, slope, spread
 
 
-def test_percentiles_are_interpolated_between_neighbours():
+def test_percentiles_are_interpolated_linearly():
     values = [4.0, 1.0, 3.0, 2.0]
     assert percentile(values, 0.0) == 1.0
     assert percentile(values, 0.5) == 2.5
@@ -15,13 +15,13 @@ def test_percentiles_are_interpolated_between_neighbours():
     assert math.isnan(percentile([], 0.5))
 
 
-def test_a_spread_is_the_median_and_the_ends():
+def test_a_spread_is_the_median_the_lowest_and_the_highest():
     found = spread([3.0, 1.0, 2.0])
     assert (found.median, found.low, found.high, found.rounds) == (2.0, 1.0, 3.0, 3)
 
 
-def test_a_ratio_is_taken_within_each_round_so_that_a_slow_minute_cancels_out():
-    # The machine halved its speed in the second round: the ratio stayed 0.9, a ratio of medians of three would not.
+def test_a_ratio_is_taken_within_each_round():
+    # The machine had half its speed in the second round. The ratio stays 0.9; a ratio of medians would not.
     found = ratio([90.0, 45.0, 90.0], [100.0, 50.0, 100.0])
     assert found is not None
     assert found.median == found.low == found.high == pytest.approx(0.9)

@@ -11,7 +11,7 @@ PEERS = names()[1:]
 MODEL = "mobilevit_xxs_classify"
 
 
-def test_the_table_of_serving_is_whole_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_serving_is_complete_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     head = results.Head("serving", describe(), {}, complete=True)
     result = results.ServingResult(
         head=head,
@@ -33,7 +33,7 @@ def test_the_table_of_serving_is_whole_in_a_file(capsys: pytest.CaptureFixture[s
     assert "…" not in shown
 
 
-def test_the_table_of_overload_is_whole_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_overload_is_complete_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     points = [
         results.LoadPoint(
             round=1,

@@ -1,11 +1,11 @@
 import grpc
 import pytest
 
-from benchmarks.outcomes import Outcome, Row, grpc_outcome, http_outcome, in_time, tally
+from benchmarks.outcomes import Outcome, RequestRecord, grpc_outcome, http_outcome, in_time, tally
 
 
 def row(outcome=Outcome.ANSWERED, seconds=0.1, lag=0.0):
-    return Row(due_seconds=0.0, lag_seconds=lag, outcome=outcome, seconds=seconds)
+    return RequestRecord(due_seconds=0.0, lag_seconds=lag, outcome=outcome, seconds=seconds)
 
 
 @pytest.mark.parametrize("code", [code.name for code in grpc.StatusCode])
@@ -50,5 +50,5 @@ def test_the_counts_add_up_and_only_answers_have_latencies():
     assert counts.generator_lag_p99_ms == pytest.approx(500.0)
 
 
-def test_a_lost_request_shows():
+def test_counts_do_not_add_up_when_a_request_is_lost():
     assert not tally([row()], sent=2).adds_up()

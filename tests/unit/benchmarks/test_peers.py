@@ -10,7 +10,7 @@ from benchmarks.systems import agree
 from service.pb.mobilevision.v1 import vision_pb2
 
 
-def test_the_set_up_reaches_the_peer_through_the_environment(monkeypatch):
+def test_the_environment_passes_the_configuration_to_the_peer(monkeypatch):
     config = PeerConfig("/model", workers=2, threads=1, max_batch=16, max_wait_ms=5, port=8000, timeout_seconds=0.2)
     environment = config.to_environment()
     assert environment["OMP_NUM_THREADS"] == "1"
@@ -37,7 +37,7 @@ def test_every_requirement_is_pinned():
     assert all("==" in requirement for peer in PEERS for requirement in peer.requirements)
 
 
-def test_a_peer_that_cannot_be_installed_says_why(monkeypatch, tmp_path):
+def test_the_error_of_a_failed_installation_contains_the_reason(monkeypatch, tmp_path):
     monkeypatch.setattr("benchmarks.peers.environments.CACHE", tmp_path)
     monkeypatch.setattr("benchmarks.peers.environments.sys.executable", "/bin/false")
     with pytest.raises(PeerUnavailable, match="ghost"):
@@ -49,7 +49,7 @@ def label(number):
 
 
 @pytest.mark.parametrize("scores_differ", [False, True])
-def test_answers_agree_by_what_they_say_first(scores_differ):
+def test_answers_agree_by_their_best_label(scores_differ):
     one = vision_pb2.ClassifyResponse(labels=[vision_pb2.Label(id=1, score=0.5), label(2)])
     other = vision_pb2.ClassifyResponse(labels=[vision_pb2.Label(id=1, score=0.4 if scores_differ else 0.5), label(3)])
     assert agree(one, other)

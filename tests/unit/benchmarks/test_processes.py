@@ -9,7 +9,7 @@ from benchmarks import processes
 from benchmarks.processes import DidNotStart, Group
 
 ROOT = Path(__file__).parents[3]
-# A child that leaves its parent and session, as daemons do, and works.
+# A child that leaves its parent and session, as daemons do, and uses CPU time.
 DAEMON = """
 import os, time
 if os.fork() == 0:
@@ -41,8 +41,8 @@ def state(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def test_a_daemon_that_detached_itself_is_counted_paused_and_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "_MOST_REST_SECONDS", 0.1)  # it never rests
+def test_a_detached_daemon_is_counted_paused_and_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_MOST_REST_SECONDS", 0.1)  # the daemon is never idle
     with start(tmp_path, DAEMON) as group:
         daemon = int(wait_for(lambda: (tmp_path / "daemon").exists() and (tmp_path / "daemon").read_text()))
         assert daemon in wait_for(lambda: daemon in group.members() and group.members())
@@ -55,19 +55,19 @@ def test_a_daemon_that_detached_itself_is_counted_paused_and_ended(tmp_path, mon
         assert group.cpu_seconds() == spent
         group.resume()
         wait_for(lambda: group.cpu_seconds() > spent)
-        group.pause()  # ending must not hang on those that are stopped
+        group.pause()  # the end of the group must not wait for paused processes
     assert group.members() == []
     assert not Path(f"/proc/{daemon}").exists() or state(daemon) == "Z"
 
 
-def test_a_command_that_ends_is_told_with_its_last_words(tmp_path):
+def test_the_error_of_an_ended_command_contains_its_output(tmp_path):
     with start(tmp_path, "raise SystemExit('no such model')") as group:
         wait_for(lambda: group.members() == [])
         with pytest.raises(DidNotStart, match="no such model"):
             group.check_alive()
 
 
-def test_work_in_hand_is_done_before_a_server_is_stopped(tmp_path):
+def test_pending_work_is_finished_before_a_server_is_paused(tmp_path):
     program = """
 import time
 end = time.process_time() + 1
@@ -88,10 +88,10 @@ time.sleep(60)
         (["/usr/bin/java", "-Xmn16m", "org.pytorch.serve.ModelServer"], "java"),
         (["/venv/bin/python3.11", "/venv/bin/mobilevision", "serve"], "mobilevision"),
         (["python", "-u", "/site-packages/ts/model_service_worker.py", "--sock-type"], "model_service_worker.py"),
-        (["/venv/bin/python", "-m", "service.leash", "4"], "service.leash"),
+        (["/venv/bin/python", "-m", "service.core.process_guard", "4"], "service.core.process_guard"),
         (["python", "-c", "print('/a/b')"], "python"),
         (["ray::IDLE", "", ""], "ray::IDLE"),
     ],
 )
-def test_a_process_is_called_by_what_it_runs(command, name):
+def test_a_process_has_the_name_of_its_program(command, name):
     assert processes.program(command) == name

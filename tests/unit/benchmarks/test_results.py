@@ -1,4 +1,4 @@
-"""What the benchmarks write can be read again, typed, and says what was measured."""
+"""Result files can be read again as typed values, and contain the right ratios and medians."""
 
 import dataclasses
 import json
@@ -15,8 +15,8 @@ from benchmarks.outcomes import Outcome
 from benchmarks.overload import _Measured as MeasuredOverload
 from benchmarks.scaling import Reference
 from benchmarks.scaling import _Measured as MeasuredScaling
-from benchmarks.serving import _Measured as MeasuredServing
 from benchmarks.serving import candidates
+from benchmarks.serving_record import ServingRecord
 
 HEAD = results.Head("test", describe(), {"seconds": "1"}, complete=False)
 
@@ -29,13 +29,13 @@ def read(path, kind):
     return TypeAdapter(kind).validate_json(path.read_bytes(), strict=False)
 
 
-def test_serving_takes_ratios_round_by_round_each_to_the_limit_around_it(tmp_path):
-    measured = MeasuredServing(HEAD, "h2load")
+def test_serving_divides_each_turn_by_the_limit_around_it(tmp_path):
+    measured = ServingRecord(HEAD, "h2load")
     for number, speed in ((1, 1.0), (2, 0.5), (3, 1.0)):
         for system, drift, rate in (("mobilevision", 1.0, 180.0), ("mosec", 0.8, 150.0)):
             found = turn(number, system, rate * speed * drift)
             measured.turns.append(dataclasses.replace(found, limit_per_second=200.0 * speed * drift))
-    measured.turns.append(turn(4, "mobilevision", 1.0))  # cut short: nothing to compare it with
+    measured.turns.append(turn(4, "mobilevision", 1.0))  # a run that was cut short: no limit after this turn
     result = measured.result(complete=True)
     assert result.ratio_to_limit["toy/8"].median == pytest.approx(0.9)
     assert result.ratio_to_limit["toy/8"].rounds == 3
@@ -48,8 +48,8 @@ def test_serving_takes_ratios_round_by_round_each_to_the_limit_around_it(tmp_pat
     assert again.turns == result.turns
 
 
-def test_what_a_server_adds_to_a_picture_that_comes_alone():
-    measured = MeasuredServing(HEAD, "h2load")
+def test_added_latency_is_taken_from_turns_with_one_client():
+    measured = ServingRecord(HEAD, "h2load")
     for number, per_second in ((1, 25.0), (2, 20.0), (3, 40.0)):
         alone = turn(number, "mobilevision", per_second, clients=1)
         many = turn(number, "mobilevision", 100.0)
@@ -57,8 +57,8 @@ def test_what_a_server_adds_to_a_picture_that_comes_alone():
     assert measured.result(complete=True).added_ms == {"toy": {"mobilevision": Spread(20.0, 5.0, 30.0, 3)}}
 
 
-def test_serving_that_stopped_before_the_first_turn_is_still_a_file(tmp_path):
-    result = MeasuredServing(HEAD, "h2load").result(complete=False)
+def test_a_run_without_turns_still_writes_a_file(tmp_path):
+    result = ServingRecord(HEAD, "h2load").result(complete=False)
     results.write(tmp_path / "serving.json", result)
     assert not read(tmp_path / "serving.json", results.ServingResult).head.complete
 
@@ -85,8 +85,8 @@ def test_scaling_reports_medians_at_each_value():
     assert (models.value, models.share_of_limit, models.pss_mib) == (2, 0.5, 700.0)
 
 
-def test_scaling_sees_a_point_beside_the_limit_before_and_after_it():
-    """A machine that slows down by half meanwhile: the point keeps its share."""
+def test_scaling_divides_a_point_by_the_limit_before_and_after_it():
+    """The machine slows down to half its speed during the point. The share stays the same."""
 
     speeds = iter((100.0, 50.0))
 
@@ -99,17 +99,19 @@ def test_scaling_sees_a_point_beside_the_limit_before_and_after_it():
     assert (point.share_of_limit, point.cost_over_limit) == (1.0, 2.0)
 
 
-def test_what_json_cannot_hold_becomes_null(tmp_path):
+def test_nan_and_infinity_become_null(tmp_path):
     point = results.ScalingPoint("batch", 1, per_second=math.nan, p99_ms=math.inf, pss_mib=1 / 3)
     results.write(tmp_path / "point.json", point)
     content = json.loads((tmp_path / "point.json").read_text())
     assert (content["per_second"], content["p99_ms"], content["pss_mib"]) == (None, None, 0.333333)
 
 
-def test_the_peers_get_as_many_tries_as_the_cores_can_be_divided_and_waits():
+def test_peers_have_at_least_as_many_set_ups_as_our_server():
     assert len(candidates("mosec", quick=False)) >= len(candidates("mobilevision", quick=False))
+    (chosen,) = candidates("mobilevision", quick=True, settings=["cuda_graphs=false", "A=b=c"])
+    assert chosen.settings == (("CUDA_GRAPHS", "false"), ("A", "b=c"))
     assert len(candidates("mosec", quick=True)) == len(candidates("mobilevision", quick=True)) == 1
 
 
-def test_every_outcome_has_its_place():
+def test_a_load_point_has_a_count_for_every_outcome():
     assert set(Outcome) <= set(results.LoadPoint.__dataclass_fields__)

@@ -7,11 +7,11 @@ import grpc
 from benchmarks import results
 from benchmarks.machine import describe
 from benchmarks.rolling import Load, passed
-from service.client import CallFailed
+from mobilevision.client import CallFailed
 
 
 class Client:
-    """Fails every third call; the first takes until the fourth has come."""
+    """Fails every third call. The first call ends only after the fourth has begun."""
 
     def __init__(self):
         self.count = 0
@@ -32,7 +32,7 @@ class Client:
         return SimpleNamespace(reply=SimpleNamespace(model=SimpleNamespace(version="1.0")))
 
 
-def test_calls_are_sent_when_due_and_every_one_is_told():
+def test_calls_are_sent_on_time_and_all_are_recorded():
     client = Client()
     load = Load(client, model="toy", image=b"picture", per_second=200)
     load.start()
@@ -44,7 +44,7 @@ def test_calls_are_sent_when_due_and_every_one_is_told():
     assert {call.version for call in load.calls} == {"1.0", ""}
 
 
-def test_one_lost_call_fails_the_rehearsal():
+def test_one_lost_call_fails_the_benchmark():
     head = results.Head("rolling", describe(), {}, complete=True)
     good = results.RollingResult(
         head, "toy", 5.0, 20.0, 30, {"0": 30}, 10, 10, 0, {"OK": 10}, {"1.0": 5, "1.1": 5}, {}, 3, 1.0, 2.0, 3.0, 1.0

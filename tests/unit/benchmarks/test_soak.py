@@ -20,25 +20,25 @@ def test_a_leak_is_over_its_bound():
     assert not found.within_bound
 
 
-def test_growth_of_the_first_fifth_is_warming_up():
+def test_growth_in_the_first_fifth_does_not_count():
     found = trend(PROCESS, samples(lambda hours: 100 + 500 * min(hours, 0.19)), bound_mib_per_hour=30)
     assert found is not None
     assert found.slope_mib_per_hour == pytest.approx(0.0)
     assert found.within_bound
 
 
-def test_a_short_run_may_move_by_what_allocators_do():
+def test_a_short_run_may_grow_by_the_noise_of_allocators():
     found = trend(PROCESS, samples(lambda hours: 100 + 60 * hours, every_seconds=2.0), bound_mib_per_hour=30)
     assert found is not None
     assert found.within_bound, "2 MiB in two minutes prove nothing"
 
 
-def test_a_process_that_was_not_always_there_has_no_trend():
+def test_a_process_that_ended_or_started_has_no_trend():
     gone = [*samples(lambda hours: 100), Sample(3700.0, {})]
     assert trend(PROCESS, gone, bound_mib_per_hour=30) is None
 
 
-def test_one_thing_wrong_fails_the_soak():
+def test_one_failed_check_fails_the_soak():
     head = results.Head("soak", describe(), {}, complete=True)
     good = results.SoakResult(
         head, "toy", 10.0, 90.0, 100.0, 10, 10, 0, 0, 0, True, 5.0, [], True, 0, 0.0, {"free": 8.0, "busy": 0.0}

@@ -6,10 +6,10 @@ import pytest
 from benchmarks.trace import Trace, TraceError, poisson
 
 
-def test_a_seed_is_a_trace():
+def test_the_same_seed_gives_the_same_trace():
     assert poisson(seed=3, count=500) == poisson(seed=3, count=500)
     assert poisson(seed=3, count=500) != poisson(seed=4, count=500)
-    # The same on every machine and Python: written down once.
+    # Equal on every machine and with every Python, so the values are fixed here.
     assert poisson(seed=1, count=3).arrivals_seconds == (0.144291, 2.024447, 3.467416)
 
 
@@ -17,7 +17,9 @@ def test_gaps_are_those_of_a_poisson_process():
     arrivals = poisson(seed=0, count=20_000).arrivals_seconds
     gaps = [b - a for a, b in itertools.pairwise(arrivals)]
     assert statistics.mean(gaps) == pytest.approx(1.0, rel=0.03)
-    assert statistics.pstdev(gaps) == pytest.approx(1.0, rel=0.03)  # as long as the mean: no regularity
+    assert statistics.pstdev(gaps) == pytest.approx(
+        1.0, rel=0.03
+    )  # the standard deviation of an exponential distribution is its mean
 
 
 def test_a_rate_compresses_the_same_gaps():
@@ -28,7 +30,7 @@ def test_a_rate_compresses_the_same_gaps():
     assert len(fast) == pytest.approx(100, abs=40)
 
 
-def test_a_trace_too_short_for_what_is_asked_is_refused():
+def test_a_trace_that_is_too_short_is_refused():
     with pytest.raises(TraceError, match="too few"):
         poisson(seed=0, count=10).at_rate(100.0, 5.0)
 
@@ -43,13 +45,13 @@ def test_a_file_replays_the_trace(tmp_path):
     "content",
     ["", "[]", '{"seed": 1}', '{"seed": 1, "arrivals_seconds": [2, 1]}', '{"seed": 1, "arrivals_seconds": "x"}'],
 )
-def test_what_is_no_trace_is_refused_by_name(tmp_path, content):
+def test_the_error_for_an_invalid_file_names_the_file(tmp_path, content):
     (tmp_path / "trace.json").write_text(content)
     with pytest.raises(TraceError, match=r"trace\.json"):
         Trace.read(tmp_path / "trace.json")
 
 
-def test_parts_follow_each_other_and_share_nothing():
+def test_parts_are_consecutive_and_do_not_overlap():
     trace = poisson(seed=3, count=10)
     first, second = trace.part(1, 2), trace.part(2, 2)
     assert first.arrivals_seconds == trace.arrivals_seconds[:5]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from handlers.cuda_graphs import graphed_or_eager
 from handlers.execution import Bucketed, Direct, bucket_sizes
-from handlers.graphs import graphed_or_eager
 
 SIDE = 4
 
@@ -110,7 +110,7 @@ class Timed:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "part"),
+    ("seconds", "micro_batch"),
     [
         (lambda size: size, 2),  # nothing gained by more company
         (lambda size: size + 0.2, 2),  # too little
@@ -119,44 +119,44 @@ class Timed:
     ],
     ids=["linear", "little", "fixed cost", "cache"],
 )
-def test_batches_run_in_parts_of_the_size_that_pays(seconds, part):
+def test_batches_run_in_micro_batches_of_the_size_that_pays(seconds, micro_batch):
     module = Timed(lambda size: seconds(size) / 1000)
     execution = Direct(module, max_batch=16, height_px=SIDE, width_px=SIDE, clock=lambda: module.now)
-    execution.settle()
-    assert execution.part == part
+    execution.calibrate()
+    assert execution.micro_batch == micro_batch
     module.sizes.clear()
     values = np.arange(11) * 20
     brightness, corners = execution.run(pictures(*values))
     assert sum(module.sizes) == 11
-    assert max(module.sizes) <= part
+    assert max(module.sizes) <= micro_batch
     assert max(module.sizes) - min(module.sizes) <= 1
     np.testing.assert_array_equal(brightness.numpy(), values)
     np.testing.assert_array_equal(corners.numpy(), np.stack([values] * 3, axis=1))
 
 
-def test_a_part_is_never_larger_than_the_largest_batch():
+def test_a_micro_batch_is_never_larger_than_the_largest_batch():
     execution = Direct(brightest, max_batch=1, height_px=SIDE, width_px=SIDE)
-    execution.settle()
-    assert execution.part == 1
+    execution.calibrate()
+    assert execution.micro_batch == 1
 
 
-@pytest.mark.parametrize(("saved", "part"), [(0.0, 2), (0.12, 4)])
-def test_a_noisy_machine_rarely_misleads_the_choice(saved, part):
+@pytest.mark.parametrize(("saved", "micro_batch"), [(0.0, 2), (0.12, 4)])
+def test_a_noisy_machine_rarely_misleads_the_choice(saved, micro_batch):
     """More than two at once save nothing, or four save an eighth and eight no more."""
     generator = random.Random(5)
     seconds = {2: 0.019, 4: 0.038 * (1 - saved), 8: 0.076 * (1 - saved)}
-    parts = []
+    chosen = []
     for _ in range(100):
         module = Timed(lambda size: seconds[size] * max(0.5, generator.gauss(1.0, 0.07)))
         execution = Direct(module, max_batch=8, height_px=SIDE, width_px=SIDE, clock=lambda module=module: module.now)
-        execution.settle()
-        parts.append(execution.part)
-    assert parts.count(part) >= 95
+        execution.calibrate()
+        chosen.append(execution.micro_batch)
+    assert chosen.count(micro_batch) >= 95
 
 
-def test_where_a_round_takes_all_the_time_the_part_stays_small():
+def test_where_a_round_takes_all_the_time_the_micro_batch_stays_small():
     seconds = {2: 1.0, 4: 1.5}
     module = Timed(lambda size: seconds[size])
     execution = Direct(module, max_batch=4, height_px=SIDE, width_px=SIDE, clock=lambda: module.now)
-    execution.settle()
-    assert execution.part == 2
+    execution.calibrate()
+    assert execution.micro_batch == 2

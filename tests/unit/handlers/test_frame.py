@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stnp
 
-from handlers.frame import ALIGNMENT_BYTES, DTYPES, MAGIC, FrameError, pack, unpack
+from handlers.contract.frame import ALIGNMENT_BYTES, DTYPES, MAGIC, FrameError, pack, unpack
 
 ARRAYS = st.sampled_from(DTYPES).flatmap(
     lambda dtype: stnp.arrays(dtype, stnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5))

@@ -1,6 +1,3 @@
-import hashlib
-import io
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -8,30 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from worker_archives import OUTPUTS, SIDE, scripted, write_archive
 
-from handlers import graphs, runtime
-from handlers.execution import SIZES
-from handlers.runtime import (
-    BatchError,
-    DeviceLost,
-    ModuleRunError,
-    ModuleSpec,
-    Runner,
-    RuntimeLoadError,
-    RuntimeOptions,
-    TensorSpec,
-)
-from model_store import assemble, export, zoo
-from model_store.card import InputSize
+from handlers import cuda_graphs, runtime
+from handlers.archive import ModuleSpec, TensorSpec
+from handlers.contract.card import InputSize
+from handlers.execution import SIZES, Bucketed, Direct
+from handlers.runtime import BatchError, DeviceLost, ModuleRunError, Runner, RuntimeLoadError, RuntimeOptions
+from model_store import zoo
+from model_store.build import assemble, torchscript
 
 # TorchScript is this project's format; torch deprecates it in favour of torch.export.
 pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.:DeprecationWarning")
 
-SIDE = 64
-OUTPUTS = [
-    {"name": "scores", "dtype": "float32", "shape": [2]},
-    {"name": "labels", "dtype": "int32", "shape": [2]},
-]
 FLOAT32 = RuntimeOptions(dtype="float32", threads=1)
 
 
@@ -58,23 +44,9 @@ class Toy(torch.nn.Module):
         return scores, labels.to(torch.int32)
 
 
-def write_archive(directory, module_bytes, *, side, max_batch, outputs):
-    card = {
-        "input": {"height": side, "width": side},
-        "max_batch": max_batch,
-        "outputs": outputs,
-        "module_sha256": hashlib.sha256(module_bytes).hexdigest(),
-    }
-    (directory / "model.pt").write_bytes(module_bytes)
-    (directory / "card.json").write_text(json.dumps(card))
-    return directory
-
-
 def unpack_archive(directory, *, max_batch=8, outputs=OUTPUTS):
     torch.manual_seed(0)
-    buffer = io.BytesIO()
-    torch.jit.save(torch.jit.script(Toy().eval()), buffer)
-    return write_archive(directory, buffer.getvalue(), side=SIDE, max_batch=max_batch, outputs=outputs)
+    return write_archive(directory, scripted(Toy()), max_batch=max_batch, outputs=outputs)
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +87,24 @@ def test_bfloat16_can_be_forced_and_outputs_stay_float32(tmp_path, pixels):
     exact = runtime.load(tmp_path, gpu_id=None, options=FLOAT32)
     assert runner.dtype_name == "bfloat16"
     np.testing.assert_allclose(runner.run(pixels)["scores"], exact.run(pixels)["scores"], atol=0.02)
+
+
+def test_the_worker_that_replaces_another_does_not_calibrate(tmp_path, monkeypatch):
+    calibrated = []
+
+    def calibrate(self):
+        calibrated.append(1)
+        self.micro_batch = 4
+
+    monkeypatch.setattr(Direct, "calibrate", calibrate)
+    archive, folder = tmp_path / "archive", tmp_path / "kept"
+    archive.mkdir()
+    folder.mkdir()
+    unpack_archive(archive)
+    options = RuntimeOptions(dtype="float32", threads=1, calibration_dir=folder)
+    runners = [runtime.load(archive, gpu_id=None, options=options) for _ in range(2)]
+    assert [runner.micro_batch for runner in runners] == [4, 4]
+    assert len(calibrated) == 1
 
 
 def test_an_altered_module_is_refused(tmp_path):
@@ -166,8 +156,11 @@ def test_a_batch_that_does_not_fit_is_refused(tmp_path, batch):
         runner.run(batch)
 
 
-def compiles_nothing(load, batches):
-    """The first 50 requests at each size, in CPU time of this thread: TorchScript compiles here.
+LEAST_COMPILATION_SECONDS = 1e-3
+
+
+def compiles_nothing(load, batches, requests):
+    """The first requests at each size, in CPU time of this thread: TorchScript compiles here.
 
     A compilation comes at the same request after every load, a disturbance by other programs does not: the quickest
     of three loads counts for each request.
@@ -177,57 +170,102 @@ def compiles_nothing(load, batches):
         runner, seconds = load(), []
         for batch in batches:
             pixels = np.zeros((batch, runner.spec.height_px, runner.spec.width_px, 3), np.uint8)
-            for _ in range(50):
+            for _ in range(requests):
                 started = time.thread_time()
                 runner.run(pixels)
                 seconds.append(time.thread_time() - started)
         loads.append(seconds)
-    quickest = np.min(loads, axis=0).reshape(len(batches), 50)
-    worst = quickest.max(axis=1) / np.median(quickest, axis=1)
-    assert worst.max() < 3, dict(zip(batches, worst, strict=True))
+    quickest = np.min(loads, axis=0).reshape(len(batches), requests)
+    usual = np.median(quickest, axis=1)
+    # A run of a tiny module takes microseconds, and any cache miss doubles that. A compilation takes milliseconds.
+    allowed = np.maximum(3 * usual, usual + LEAST_COMPILATION_SECONDS)
+    worst = quickest.max(axis=1)
+    assert (worst < allowed).all(), dict(zip(batches, zip(worst, usual, strict=True), strict=True))
 
 
-def test_no_request_after_ready_pays_a_compilation(tmp_path):
+@pytest.mark.parametrize("requests", [15, pytest.param(50, marks=pytest.mark.exhaustive)])
+def test_no_request_after_ready_pays_a_compilation(tmp_path, requests):
     unpack_archive(tmp_path, max_batch=64)
-    compiles_nothing(lambda: runtime.load(tmp_path, gpu_id=None, options=FLOAT32), SIZES)
+    compiles_nothing(lambda: runtime.load(tmp_path, gpu_id=None, options=FLOAT32), SIZES, requests)
 
 
+@pytest.mark.parametrize("engine", ["torchscript", "openvino"])
 @pytest.mark.parametrize(
-    "batches",
-    [(1, 2, 4, 8), pytest.param(range(1, 17), marks=pytest.mark.exhaustive)],
+    ("batches", "requests"),
+    [((1, 2, 4, 8), 15), pytest.param(range(1, 17), 50, marks=pytest.mark.exhaustive)],
     ids=["powers", "all"],
 )
-def test_no_request_after_ready_pays_a_compilation_of_a_real_model(tmp_path, batches):
+def test_no_request_after_ready_pays_a_compilation_of_a_real_model(tmp_path, engine, batches, requests):
     side = 64
     entry = replace(zoo.get("mobilevit_xxs_classify"), input=InputSize(height=side, width=side))
     torch.manual_seed(0)
-    module = export.save(export.script(export.served(entry, assemble.build(entry).eval())))
+    module = torchscript.save(torchscript.script(assemble.served(entry, assemble.build(entry).eval())))
     outputs = [{"name": n, "dtype": d, "shape": [100]} for n, d in (("scores", "float32"), ("labels", "int32"))]
     write_archive(tmp_path, module, side=side, max_batch=16, outputs=outputs)
-    compiles_nothing(lambda: runtime.load(tmp_path, gpu_id=None, options=RuntimeOptions(threads=1)), batches)
+    options = RuntimeOptions(threads=1, engine=engine)
+
+    def load():
+        runner = runtime.load(tmp_path, gpu_id=None, options=options)
+        assert runner.engine == engine
+        return runner
+
+    compiles_nothing(load, batches, requests)
 
 
 def test_options_come_from_the_environment():
-    assert RuntimeOptions.from_environment({}) == RuntimeOptions("auto", None, None)
-    given = {"MOBILEVISION_DTYPE": "bfloat16", "MOBILEVISION_WORKER_THREADS": "3", "MOBILEVISION_SHM_DIR": "/shm"}
-    assert RuntimeOptions.from_environment(given) == RuntimeOptions("bfloat16", 3, Path("/shm"))
+    defaults = RuntimeOptions(dtype="auto", cuda_graphs=True, threads=None, shm_dir=None)
+    assert RuntimeOptions.from_environment({}) == defaults
+    given = {
+        "MOBILEVISION_ENGINE": "openvino",
+        "MOBILEVISION_DTYPE": "bfloat16",
+        "MOBILEVISION_WORKER_THREADS": "3",
+        "MOBILEVISION_SHM_DIR": "/shm",
+    }
+    expected = RuntimeOptions(engine="openvino", dtype="bfloat16", threads=3, shm_dir=Path("/shm"))
+    assert RuntimeOptions.from_environment(given) == expected
+
+
+@pytest.mark.parametrize(("given", "expected"), [("true", True), ("false", False), ("", True)])
+def test_cuda_graphs_are_chosen_by_the_environment(given, expected):
+    assert RuntimeOptions.from_environment({"MOBILEVISION_CUDA_GRAPHS": given}).cuda_graphs is expected
+
+
+@pytest.mark.parametrize(("capture", "kind"), [(True, "graphed"), (False, "eager")])
+def test_buckets_are_graphs_only_where_that_is_chosen(monkeypatch, capture, kind):
+    made = []
+
+    class Device:
+        def __init__(self, *args, **sizes):
+            pass
+
+        def graphed(self, size):
+            made.append(("graphed", size))
+
+        def eager(self, size):
+            made.append(("eager", size))
+
+    monkeypatch.setattr(cuda_graphs, "CudaDevice", Device)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)  # set back afterwards
+    spec = ModuleSpec(SIDE, SIDE, 4, (TensorSpec("scores", "float32", (2,)),), "")
+    execution = runtime.choose_execution(Toy(), spec, torch.device("cuda", 0), capture=capture)
+    assert isinstance(execution, Bucketed)
+    assert made == [(kind, 4), (kind, 2), (kind, 1)]
 
 
 @pytest.mark.parametrize(
     "given",
-    [{"MOBILEVISION_DTYPE": "int8"}, {"MOBILEVISION_WORKER_THREADS": "0"}, {"MOBILEVISION_WORKER_THREADS": "x"}],
+    [
+        {"MOBILEVISION_ENGINE": "tensorrt"},
+        {"MOBILEVISION_DTYPE": "int8"},
+        {"MOBILEVISION_CUDA_GRAPHS": "True"},
+        {"MOBILEVISION_CUDA_GRAPHS": "0"},
+        {"MOBILEVISION_WORKER_THREADS": "0"},
+        {"MOBILEVISION_WORKER_THREADS": "x"},
+    ],
 )
 def test_an_option_out_of_bounds_names_itself(given):
     with pytest.raises(RuntimeLoadError, match=next(iter(given))):
         RuntimeOptions.from_environment(given)
-
-
-def test_auto_is_half_precision_on_a_gpu_and_what_the_cpu_does_in_hardware(monkeypatch):
-    for fast, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(runtime, "cpu_has_fast_bfloat16", lambda fast=fast: fast)
-        assert runtime.choose_dtype("auto", torch.device("cpu")) is expected
-        assert runtime.choose_dtype("auto", torch.device("cuda", 0)) is torch.float16
-    assert runtime.choose_dtype("float16", torch.device("cpu")) is torch.float16
 
 
 class Failing:
@@ -239,8 +277,50 @@ class Failing:
 
 @pytest.mark.parametrize(("works", "raised"), [(True, ModuleRunError), (False, DeviceLost)])
 def test_a_failure_on_a_gpu_is_told_from_a_gpu_that_is_lost(monkeypatch, works, raised):
-    monkeypatch.setattr(graphs, "context_works", lambda device: works)
+    monkeypatch.setattr(cuda_graphs, "context_works", lambda device: works)
     spec = ModuleSpec(SIDE, SIDE, 1, (TensorSpec("scores", "float32", (2,)),), "")
     runner = Runner(spec, Failing(), device=torch.device("cuda", 0), dtype=torch.float16)
     with pytest.raises(raised):
         runner.run(np.zeros((1, SIDE, SIDE, 3), np.uint8))
+
+
+class Small:
+    """An execution whose GPU has memory for so many pictures. Each run overwrites the results of the last one."""
+
+    def __init__(self, pictures, message="CUDA out of memory. Tried to allocate 20.00 MiB."):
+        self.pictures, self.message, self.sizes = pictures, message, []
+        self.results = torch.zeros(16, 1)
+
+    def run(self, rows):
+        self.sizes.append(len(rows))
+        if len(rows) > self.pictures:
+            raise RuntimeError(self.message)
+        for row, picture in enumerate(rows):
+            self.results[row] = float(picture.max())
+        return (self.results,)
+
+
+def small_runner(execution, monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "context_works", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    spec = ModuleSpec(2, 2, 8, (TensorSpec("scores", "float32", (1,)),), "")
+    return Runner(spec, execution, device=torch.device("cuda", 0), dtype=torch.float16)
+
+
+@pytest.mark.parametrize("as_rows", [False, True])
+@pytest.mark.parametrize(("count", "sizes"), [(2, [2]), (3, [3, 1, 2]), (7, [7, 3, 1, 2, 4, 2, 2])])
+def test_a_batch_for_which_memory_is_too_small_runs_in_halves(monkeypatch, as_rows, count, sizes):
+    execution = Small(2)
+    batch = np.stack([np.full((2, 2, 3), 10 + row, np.uint8) for row in range(count)])
+    answer = small_runner(execution, monkeypatch).run(list(batch) if as_rows else batch)
+    assert answer["scores"].ravel().tolist() == [10 + row for row in range(count)]
+    assert execution.sizes == sizes
+
+
+@pytest.mark.parametrize("execution", [Small(0), Small(1, "another failure")])
+def test_what_fails_with_one_picture_or_for_another_reason_fails_and_the_worker_stays(monkeypatch, execution):
+    runner = small_runner(execution, monkeypatch)
+    with pytest.raises(ModuleRunError, match=r"out of memory|another failure"):
+        runner.run(np.zeros((2, 2, 2, 3), np.uint8))
+    execution.pictures = 8
+    assert runner.run(np.zeros((2, 2, 2, 3), np.uint8))["scores"].shape == (2, 1)

@@ -8,12 +8,14 @@ import time
 import numpy as np
 import pytest
 
-from handlers import exchange, frame, vision
+from handlers import vision
+from handlers.contract import frame, worker_protocol
 from handlers.runtime import DeviceLost, RuntimeOptions
 
 
 class LostRunner:
-    dtype_name, device, part = "float16", "cuda:0", 1
+    engine, refused = "torchscript", ()
+    dtype_name, device, micro_batch = "float16", "cuda:0", 1
 
     def run(self, rows):
         raise DeviceLost("cuda:0 does not answer this process any more: CUDA error")
@@ -30,7 +32,7 @@ def test_a_worker_that_lost_its_gpu_ends_so_that_another_starts(monkeypatch, cap
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(vision.logging, "shutdown", lambda: None)
     monkeypatch.setattr(vision, "_worker", vision.Worker(LostRunner(), RuntimeOptions()))
-    request = frame.pack({exchange.PIXELS: np.zeros((1, 4, 4, 3), np.uint8)})
+    request = frame.pack({worker_protocol.PIXELS: np.zeros((1, 4, 4, 3), np.uint8)})
     with pytest.raises(Ended, match=str(vision.DEVICE_LOST_STATUS)):
         vision.handle([{"frame": request}], None)
     assert "cuda:0 does not answer" in caplog.text
@@ -40,12 +42,14 @@ HANGING = """
     import socket, sys
     from pathlib import Path
     import numpy as np
-    from handlers import exchange, frame, vision
-    from handlers.channel import REQUEST
+    from handlers.contract import worker_protocol, frame
+    from handlers import vision
+    from handlers.contract.worker_protocol import REQUEST
     from handlers.runtime import RuntimeOptions
 
     class Hanging:
-        dtype_name, device, part = "float32", "cpu", 1
+        engine, refused = "openvino", ()
+        dtype_name, device, micro_batch = "float32", "cpu", 1
         def run(self, rows):
             exec("while True: pass") if rows[0].any() else None
             return {"ok": np.zeros(1, np.float32)}
@@ -66,13 +70,13 @@ HANGING = """
     print(frame.unpack(vision.handle([{"frame": hello}], None)[0])[1], flush=True)
     connection, _ = server.accept()
     for shade in (0, 1):
-        request = frame.pack({exchange.PIXELS: np.full((1, 4, 4, 3), shade, np.uint8)})
+        request = frame.pack({worker_protocol.PIXELS: np.full((1, 4, 4, 3), shade, np.uint8)})
         connection.sendall(REQUEST.pack(len(request)) + request)
         print(len(connection.recv(4096)) > 0, flush=True)
 """
 
 
-def test_a_batch_from_a_channel_that_hangs_ends_the_worker(tmp_path):
+def test_a_batch_from_a_gateway_connection_that_hangs_ends_the_worker(tmp_path):
     began = time.monotonic()
     command = [sys.executable, "-c", textwrap.dedent(HANGING), str(tmp_path)]
     worker = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)

@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from handlers.runtime import ModuleSpec, Runner, TensorSpec, choose_execution, prepare
-from model_store import agreement
-from model_store.card import InputSize, Task
+from handlers.archive import ModuleSpec, TensorSpec
+from handlers.contract.card import InputSize
+from handlers.runtime import Runner, choose_execution
+from handlers.torchscript import prepare
+from model_store.build import agreement
+from model_store.networks.tasks import classify, detect, segment
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 SIZE = InputSize(height=48, width=64)
-NAMES = ("scores", "labels")
 
 
 class Tiny(nn.Module):
@@ -51,7 +53,7 @@ def served(load: Callable[[], torch.jit.ScriptModule], dtype: torch.dtype, pixel
     outputs = (TensorSpec("scores", "float32", (5,)), TensorSpec("labels", "int32", (5,)))
     spec = ModuleSpec(SIZE.height, SIZE.width, 64, outputs, "")
     device = torch.device("cpu")
-    execution = choose_execution(prepare(load(), device, dtype), spec, device)
+    execution = choose_execution(prepare(load(), device, dtype), spec, device, capture=True)
     answer = Runner(spec, execution, device=device, dtype=dtype).run(pixels)
     return {name: array.copy() for name, array in answer.items()}
 
@@ -66,19 +68,19 @@ def test_the_pictures_are_the_same_every_time_and_differ() -> None:
 def test_both_runs_are_those_of_a_worker(load: Callable[[], torch.jit.ScriptModule]) -> None:
     pixels = agreement.pictures(SIZE, 8)
     full, half = (served(load, dtype, pixels) for dtype in (torch.float32, torch.bfloat16))
-    expected = agreement.compare(Task.CLASSIFY, full, half)
-    found = agreement.measure(Task.CLASSIFY, load, names=NAMES, size=SIZE)
+    expected = classify.compare(full, half)
+    found = agreement.measure(classify.CLASSIFY, load, size=SIZE)
     assert (found.metric, found.pictures) == ("top1", 8)
     # Processors add up in other orders, and round their way to bfloat16: near, and by far not 0.
     assert 1e-5 < found.score_max_abs_diff < 0.02
     assert found.score_max_abs_diff == pytest.approx(expected.score_max_abs_diff, rel=0.7)
-    assert found == agreement.measure(Task.CLASSIFY, load, names=NAMES, size=SIZE)
+    assert found == agreement.measure(classify.CLASSIFY, load, size=SIZE)
 
 
 def test_best_classes() -> None:
     full = {"scores": np.array([[0.6, 0.3], [0.5, 0.4]], np.float32), "labels": np.array([[7, 2], [1, 9]], np.int32)}
     half = {"scores": np.array([[0.5, 0.4], [0.5, 0.3]], np.float32), "labels": np.array([[7, 3], [9, 1]], np.int32)}
-    found = agreement.compare(Task.CLASSIFY, full, half)
+    found = classify.compare(full, half)
     assert found.agreement == 0.5
     assert found.score_max_abs_diff == pytest.approx(0.2)  # of class 1 in the second picture
 
@@ -113,7 +115,7 @@ LEFT, RIGHT = [0.0, 0.0, 0.4, 1.0], [0.5, 0.0, 1.0, 1.0]
     ],
 )
 def test_boxes(half: dict[str, Any], share: float, difference: float) -> None:
-    found = agreement.compare(Task.DETECT, detections((LEFT, 0.9, 1), (RIGHT, 0.3, 2)), half)
+    found = detect.compare(detections((LEFT, 0.9, 1), (RIGHT, 0.3, 2)), half)
     assert found.agreement == pytest.approx(share)
     assert found.score_max_abs_diff == pytest.approx(difference, abs=1e-6)
 
@@ -127,17 +129,17 @@ def test_a_share_is_never_above_one_however_sums_are_rounded() -> None:
         "labels": np.ones((1, 100), np.int32),
         "counts": np.array([100], np.int32),
     }
-    assert agreement.compare(Task.DETECT, answers, answers).agreement == 1.0
+    assert detect.compare(answers, answers).agreement == 1.0
 
 
 def test_a_box_is_the_partner_of_one_other_only() -> None:
-    found = agreement.compare(Task.DETECT, detections((LEFT, 0.5, 1), (LEFT, 0.5, 1)), detections((LEFT, 0.5, 1)))
+    found = detect.compare(detections((LEFT, 0.5, 1), (LEFT, 0.5, 1)), detections((LEFT, 0.5, 1)))
     assert found.agreement == pytest.approx(0.5)
 
 
 def test_nothing_found_in_either_is_agreement() -> None:
-    assert agreement.compare(Task.DETECT, detections(), detections()).agreement == 1
-    assert agreement.compare(Task.DETECT, detections(), detections((LEFT, 0.9, 1))).agreement == 0
+    assert detect.compare(detections(), detections()).agreement == 1
+    assert detect.compare(detections(), detections((LEFT, 0.9, 1))).agreement == 0
 
 
 def test_class_maps() -> None:
@@ -145,6 +147,6 @@ def test_class_maps() -> None:
     half = {"classes": full["classes"].copy(), "confidence": full["confidence"].copy()}
     half["classes"][0, 0, :2] = 5
     half["confidence"][1, 0, 0] = 251
-    found = agreement.compare(Task.SEGMENT, full, half)
+    found = segment.compare(full, half)
     assert (found.metric, found.pictures, found.agreement) == ("class_map", 2, 1 - 2 / 32)
     assert found.score_max_abs_diff == pytest.approx(0.2)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from model_store.boxes import (
+from model_store.networks.boxes import (
     at_most_float32,
     box_iou,
     corners,
@@ -184,7 +184,7 @@ def pictures(draw: st.DrawFn) -> tuple[Tensor, Tensor, float, int]:
 
 @pytest.mark.parametrize("form", FORMS)
 @given(case=pictures())
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 def test_selection_is_greedy_suppression(form: Any, case: tuple[Tensor, Tensor, float, int]) -> None:
     check_against_reference(form, *case)
 
@@ -264,7 +264,6 @@ def test_selection_never_changes_its_input() -> None:
 
 
 @given(st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.3]), min_size=1, max_size=12), st.integers(1, 13))
-@settings(deadline=None, derandomize=True)
 def test_keep_best_keeps_the_earlier_of_equals(values: list[float], count: int) -> None:
     order = sorted(range(len(values)), key=lambda index: (-values[index], index))[:count]
     expected = torch.tensor([value if index in order else 0.0 for index, value in enumerate(values)])

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from model_store import commands, export, verify, zoo
-from model_store.card import (
+from handlers.contract.card import (
     Agreement,
     Card,
     InputSize,
@@ -22,9 +21,14 @@ from model_store.card import (
     Weights,
     WeightsState,
 )
-from model_store.errors import CheckpointError
-from model_store.golden import Check
-from model_store.verify import Report
+from model_store import zoo
+from model_store.build import export
+from model_store.build.errors import ExportError
+from model_store.cli import commands
+from model_store.verify import run as verify
+from model_store.verify.golden import Check
+from model_store.verify.run import Report
+from model_store.weights.errors import CheckpointError
 
 NAME = zoo.ENTRIES[0].name
 MODULE = b"not really TorchScript"
@@ -32,7 +36,9 @@ MODULE = b"not really TorchScript"
 
 def run(*arguments: str | Path) -> Any:
     # A wide terminal, so that rich does not break the messages that are looked for.
-    return CliRunner(env={"COLUMNS": "300", "TERM": "dumb"}).invoke(commands.app, [str(part) for part in arguments])
+    return CliRunner(env={"COLUMNS": "300", "TERM": "dumb"}).invoke(
+        commands.models_app(), [str(part) for part in arguments]
+    )
 
 
 def exported(name: str, state: WeightsState) -> export.Exported:
@@ -69,16 +75,17 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return exported(name, of_file if checkpoint else WeightsState.RANDOM)
 
     monkeypatch.setattr(export, "export", fake)
+    monkeypatch.setattr("model_store.build.archive.check", lambda _: None)  # takes seconds; test_archive.py tests it
     return names
 
 
 def test_listing_needs_no_torch() -> None:
     code = (
-        "import sys; from model_store.commands import app; app(['list'], standalone_mode=False);"
+        "import sys; from model_store.cli.commands import models_app; models_app()(['list'], standalone_mode=False);"
         "sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(commands.__file__).parents[1], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=Path(commands.__file__).parents[2], capture_output=True, text=True, check=True
     )
     assert all(entry.name in done.stdout for entry in zoo.ENTRIES)
 
@@ -94,7 +101,7 @@ def test_build_writes_once_and_lists_the_weights_as_random(built: list[str], tmp
     assert built == [NAME]
     assert "weights: random" in run("list", "--out", tmp_path).output
     shown = run("show", NAME, "--out", tmp_path).output
-    assert "weights: random" in shown
+    assert "random: test" in shown
     assert "87.50 % of best classes as in float32, scores within 0.01, on 8 drawn pictures" in shown
     run("build", NAME, "--out", tmp_path, "--force")
     run("build", NAME, "--out", tmp_path, "--seed", "1")
@@ -129,11 +136,27 @@ def test_build_goes_on_after_a_failure_and_reports_it(monkeypatch: pytest.Monkey
         return exported(name, WeightsState.RANDOM)
 
     monkeypatch.setattr(export, "export", fake)
+    monkeypatch.setattr("model_store.build.archive.check", lambda _: None)
     other = zoo.ENTRIES[1].name
     result = run("build", NAME, other, "--out", tmp_path)
     assert result.exit_code == 1
     assert "3 missing: [a]" in result.output
     assert (tmp_path / f"{other}.mar").is_file()
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_a_failed_export_is_one_line_and_its_traceback_is_for_the_asking(
+    verbose: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fake(name: str, **_: Any) -> export.Exported:
+        raise ExportError(f"exporting {name} failed: RuntimeError: no memory", detail="Traceback\n  many lines")
+
+    monkeypatch.setattr(export, "export", fake)
+    result = run("build", NAME, "--out", tmp_path, *(["--verbose"] if verbose else []))
+    assert result.exit_code == 1
+    assert f"error: {NAME}: exporting {NAME} failed: RuntimeError: no memory" in result.stderr
+    assert ("many lines" in result.stderr) is verbose
+    assert verbose or len(result.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -145,7 +168,10 @@ def test_build_goes_on_after_a_failure_and_reports_it(monkeypatch: pytest.Monkey
         (["show", "mobilevit_xxs_clasify"], "did you mean mobilevit_xxs_classify"),
         (["build", "--all", "--checkpoint", __file__], "name that one"),
         (["build", NAME, "--checkpoint", "/nowhere.pt"], "no such file"),
-        (["build", NAME, "--layout", "cvnets"], "--checkpoint"),
+        (["build", NAME, "--layout", "cvnets"], "needs --checkpoint"),
+        (["build", NAME, "--checkpoint", __file__, "--layout", "keras"], "no layout is called 'keras'"),
+        (["build", NAME, "--checkpoint", __file__, "--random"], "excludes --checkpoint"),
+        (["build", NAME, "--version", "next"], "one to three numbers"),
         (["verify"], "golden file"),
         (["verify", "--golden", "/nowhere"], "no such file"),
     ],
@@ -189,3 +215,77 @@ def test_verify_of_an_unreadable_file(tmp_path: Path) -> None:
     assert run("verify", tmp_path / "broken.json").exit_code == 2
     (tmp_path / "broken.json").unlink()
     assert run("verify", tmp_path).exit_code == 2
+
+
+def test_verify_gets_the_way_of_the_gateway_from_who_mounts_the_commands(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "some.json").write_text("{}")
+    given: list[Any] = []
+
+    def fake(paths: list[Path], _on_progress: Any, *, to_input: Any) -> list[Report]:
+        given.append(to_input)
+        return [Report(subject=path.name, checks=(Check("logits", 0, 1),)) for path in paths]
+
+    def to_input(*_: Any) -> Any:
+        raise AssertionError("this is not called here")
+
+    monkeypatch.setattr(verify, "verify", fake)
+    app = commands.models_app(to_input=to_input)
+    result = CliRunner().invoke(app, ["verify", "--golden", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert given == [to_input]
+
+
+def test_the_archive_says_what_it_is_where_it_differs_from_the_zoo(built: list[str], tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    own = (
+        "--base",
+        NAME,
+        "--name",
+        "pets",
+        "--labels",
+        tmp_path / "labels.txt",
+        "--input",
+        "128x96",
+        "--channels",
+        "RGB",
+    )
+    made = run("build", *own, "--out", tmp_path)
+    assert made.exit_code == 0, made.output
+    assert f"assumed, from {NAME}:" in made.output
+    assert "[preprocess] mean" in made.output
+    assert "[preprocess] channels" not in made.output
+    assert "up to date" in run("build", *own, "--out", tmp_path).output
+    assert "pets" in run("list", "--out", tmp_path).output
+    shown = run("show", "pets", "--out", tmp_path).output
+    assert "128x96 pixels" in shown
+    assert "; RGB, mean 0 0 0" in shown
+    assert "cat, dog" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--base", NAME), "--name"),
+        ((NAME, "--labels", "a.txt"), "belongs to --base"),
+        ((NAME, "--base", NAME, "--name", "a"), "or give --base"),
+        (("--base", NAME, "--name", "a", "--input", "big"), "256x192"),
+        (("--base", NAME, "--name", "a", "--mean", "1,2"), "three numbers"),
+        (("--base", NAME, "--name", "a", "--channels", "GBR"), "channels"),
+        (("absent.toml",), "No such file"),
+    ],
+)
+def test_wrong_options_of_an_own_model_are_named(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    result = run("build", *arguments, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_init_writes_a_file_once(tmp_path: Path) -> None:
+    assert run("init", "pets", "--base", NAME, "--dir", tmp_path).exit_code == 0
+    assert 'name = "pets"' in (tmp_path / "pets.toml").read_text()
+    again = run("init", "pets", "--base", NAME, "--dir", tmp_path)
+    assert again.exit_code == 1
+    assert "exists already" in again.output
+    assert run("init", NAME, "--base", NAME, "--dir", tmp_path).exit_code == 2

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_store.heads.deeplabv3 import DeepLabV3, class_map, upsample
+from model_store.networks.heads.deeplabv3 import DeepLabV3, upsample
+from model_store.networks.tasks.segment import class_map
 
 # TorchScript is what TorchServe loads; torch announces its successor on every call.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from model_store.commands import app
-from model_store.demo import dataset, files, pool
+from model_store.cli.commands import models_app
+from model_store.demo import dataset, files
 from model_store.demo.dataset import LABELS, MIN_VISIBLE, Scene
 from model_store.demo.shapes import OUTLINES
+from model_store.demo_training import pool
 
 SEED = 5
 
@@ -145,9 +146,9 @@ def test_files_say_what_the_scenes_say(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_the_set(tmp_path: Path) -> None:
-    written = CliRunner().invoke(app, ["demo-data", "--out", str(tmp_path / "set"), "--count", "2"])
+    written = CliRunner().invoke(models_app(), ["demo-data", "--out", str(tmp_path / "set"), "--count", "2"])
     assert written.exit_code == 0, written.output
     assert len(list((tmp_path / "set" / "images").glob("*.jpg"))) == 2
     (tmp_path / "file").write_text("in the way")
-    refused = CliRunner().invoke(app, ["demo-data", "--out", str(tmp_path / "file"), "--count", "1"])
+    refused = CliRunner().invoke(models_app(), ["demo-data", "--out", str(tmp_path / "file"), "--count", "1"])
     assert refused.exit_code == 1

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_store.card import Task
-from model_store.demo import checkpoints, losses, train
-from model_store.demo.pool import Batch
-from model_store.demo.recipes import RECIPES, Recipe
-from model_store.demo.train import Moment, NotTrained
+from handlers.contract.card import Task
+from model_store.demo import checkpoints
+from model_store.demo_training import losses, train
+from model_store.demo_training.pool import Batch
+from model_store.demo_training.recipes import RECIPES, Recipe
+from model_store.demo_training.train import Moment, NotTrained
 
 TINY = Recipe(
     entry="demo_classify",

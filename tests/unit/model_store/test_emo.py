@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_store import weights
-from model_store.backbones.emo import CONFIGS, EMO, WindowAttention
+from model_store.networks.backbones.emo import CONFIGS, EMO, WindowAttention
+from model_store.weights import container
 
 
 def attention(window: int) -> WindowAttention:
@@ -77,4 +77,4 @@ def test_refuses_what_does_not_exist() -> None:
 @pytest.mark.parametrize("averaged", [None, {"w": torch.ones(1)}])
 def test_averaged_weights_come_before_the_last_ones(tmp_path: Path, averaged: dict[str, Tensor] | None) -> None:
     torch.save({"net": {"w": torch.zeros(1)}, "net_E": averaged, "epoch": 3}, tmp_path / "latest.pth")
-    assert weights.read_file(tmp_path / "latest.pth")["w"].item() == (0 if averaged is None else 1)
+    assert container.read(tmp_path / "latest.pth").state["w"].item() == (0 if averaged is None else 1)

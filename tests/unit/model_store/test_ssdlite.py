@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_store.heads.anchors import anchors_per_level, cvnets_levels, make_anchors, map_sizes, mmdet_levels
-from model_store.heads.detections import Detections, cvnets_detections, mmdet_detections
-from model_store.heads.ssdlite import SSDLite, cvnets_ssdlite, mmdet_ssdlite
+from model_store.networks.heads.anchors import anchors_per_level, cvnets_levels, make_anchors, map_sizes, mmdet_levels
+from model_store.networks.heads.detections import Detections, cvnets_detections, mmdet_detections
+from model_store.networks.heads.ssdlite import SSDLite, cvnets_ssdlite, mmdet_ssdlite
 
 # TorchScript is what TorchServe loads; torch announces its successor on every call.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")

@@ -8,9 +8,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model_store import assemble, layouts, weights, zoo
-from model_store.errors import CheckpointError
-from model_store.golden import read
+from model_store import zoo
+from model_store.build import assemble
+from model_store.verify.golden import read
+from model_store.weights import container, layouts
+from model_store.weights import load as weights
+from model_store.weights.errors import CheckpointError
 
 GOLDEN = Path(__file__).parents[2] / "parity" / "golden"
 NATIVE = layouts.get("native")
@@ -80,14 +83,14 @@ def test_files_of_every_kind_are_read(tmp_path: Path, suffix: str) -> None:
         save_file(state, path)
     else:
         torch.save(state, path)
-    assert weights.digest(weights.read_file(path)) == weights.digest(state)
+    assert weights.digest(container.read(path).state) == weights.digest(state)
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model", "net", "model_state_dict"])
 def test_containers_and_ddp_prefixes_are_unwrapped(tmp_path: Path, key: str) -> None:
     state = small_state()
     torch.save({key: {f"module.{name}": value for name, value in state.items()}, "epoch": 3}, tmp_path / "a.pt")
-    assert weights.digest(weights.read_file(tmp_path / "a.pt")) == weights.digest(state)
+    assert weights.digest(container.read(tmp_path / "a.pt").state) == weights.digest(state)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,7 @@ def test_containers_and_ddp_prefixes_are_unwrapped(tmp_path: Path, key: str) -> 
 def test_files_without_a_state_dict_are_refused(tmp_path: Path, content: Any, reason: str) -> None:
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=reason):
-        weights.read_file(tmp_path / "a.pt")
+        container.read(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("name", ["absent.pt", "noise.pt", "noise.safetensors", "noise.onnx", "code.pt"])
@@ -113,7 +116,7 @@ def test_unreadable_files_are_refused_with_their_path(tmp_path: Path, name: str)
     if name == "code.pt":  # a pickled module would run code when loaded
         torch.save(nn.Linear(1, 1), path)
     with pytest.raises(CheckpointError, match=str(path)):
-        weights.read_file(path)
+        container.read(path)
 
 
 def test_random_weights_depend_on_the_seed_only() -> None:
@@ -161,7 +164,7 @@ def official_rows(name: str) -> list[tuple[str, list[int]]]:
 )
 def test_every_official_key_is_renamed_to_one_of_ours(file: str, layout: str, name: str) -> None:
     state = {key: torch.zeros(shape) for key, shape in official_rows(file)}
-    native = layouts.to_native(state, layouts.get(layout))
+    native = weights.to_native(state, layouts.get(layout))
     own = assemble.build(zoo.get(name)).state_dict()
     assert {key: value.shape for key, value in native.items()} == {key: value.shape for key, value in own.items()}
 
@@ -213,7 +216,7 @@ def test_transformers_names(theirs: str, ours: str) -> None:
 def test_query_key_and_value_are_joined_in_this_order() -> None:
     prefix = "mobilevit.encoder.layer.2.transformer.layer.0.attention.attention"
     state = {f"{prefix}.{name}.bias": torch.full((2,), float(i)) for i, name in enumerate(("query", "key", "value"))}
-    joined = layouts.to_native(dict(reversed(state.items())), layouts.get("transformers"))
+    joined = weights.to_native(dict(reversed(state.items())), layouts.get("transformers"))
     assert joined["backbone.stages.2.1.layers.0.qkv.bias"].tolist() == [0, 0, 1, 1, 2, 2]
     del state[f"{prefix}.key.bias"]
     with pytest.raises(CheckpointError, match=r"parts 0, 1 and 2.*found \[0, 2\]"):

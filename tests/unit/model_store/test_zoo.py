@@ -6,8 +6,9 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from model_store import labels, layouts, zoo
-from model_store.card import Task
+from handlers.contract.card import Task
+from model_store import labels, zoo
+from model_store.weights import layouts
 
 
 def test_names_are_unique_and_say_family_variant_and_task() -> None:
@@ -34,13 +35,13 @@ def test_entries_of_one_task() -> None:
 
 def test_heads_belong_to_tasks() -> None:
     heads = {Task.CLASSIFY: "classifier", Task.DETECT: "ssdlite", Task.SEGMENT: "deeplabv3"}
-    assert all(entry.head_name == heads[entry.task] for entry in zoo.ENTRIES)
+    assert all(entry.head.name == heads[entry.task] for entry in zoo.ENTRIES)
 
 
 def test_layouts_and_label_sets_exist() -> None:
     for entry in zoo.ENTRIES:
         assert layouts.get(entry.layout).name == entry.layout
-        assert labels.read(entry.labels)
+        assert entry.labels.names
 
 
 def test_official_mobilevit_takes_bgr() -> None:

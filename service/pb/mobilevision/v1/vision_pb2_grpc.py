@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class VisionServiceStub:
-    """Vision models behind three calls, and the list of them.
+    """Three calls that run vision models, and two calls that describe the models.
     """
 
     def __init__(self, channel):
@@ -63,11 +63,11 @@ class VisionServiceStub:
 
 
 class VisionServiceServicer:
-    """Vision models behind three calls, and the list of them.
+    """Three calls that run vision models, and two calls that describe the models.
     """
 
     def Classify(self, request, context):
-        """Says what a picture shows: the best labels with probabilities.
+        """Classifies a picture: the best labels with probabilities.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -81,21 +81,21 @@ class VisionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Segment(self, request, context):
-        """Labels every pixel: a class map of the picture's own size.
+        """Assigns a class to every pixel: a class map of the picture's own size.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the models this server serves, sorted by name. Short: not paginated.
+        """Lists the models of this server that the caller may use, sorted by name. The list is short and not paginated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Describes one model in full, labels included. NOT_FOUND names the nearest models.
+        """Describes one model, including its labels. The error NOT_FOUND names models with similar names.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,7 +138,7 @@ def add_VisionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VisionService:
-    """Vision models behind three calls, and the list of them.
+    """Three calls that run vision models, and two calls that describe the models.
     """
 
     @staticmethod

@@ -1,0 +1,1 @@
+"""The `mobilevision` command."""

@@ -1,0 +1,1 @@
+"""From an entry and its weights to an archive."""

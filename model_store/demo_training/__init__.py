@@ -1,0 +1,1 @@
+"""Train the demo models on drawn pictures, and score them."""

@@ -1,0 +1,1 @@
+"""Networks: layers, backbones, heads and box arithmetic. Plain, scriptable torch."""

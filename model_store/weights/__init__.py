@@ -1,0 +1,1 @@
+"""Read checkpoints: layouts, strict loading, digests."""

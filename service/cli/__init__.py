@@ -1,0 +1,1 @@
+"""The commands that run or roll out a server."""

@@ -1,0 +1,1 @@
+"""What all rooms share: errors, types, settings, the catalog, allocation, ports, logs. Imports no other room."""

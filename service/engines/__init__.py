@@ -1,0 +1,1 @@
+"""The engines that run the workers: one folder per engine; `base` has the protocols of all engines."""

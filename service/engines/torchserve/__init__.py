@@ -1,0 +1,1 @@
+"""The TorchServe engine: start, watch, configure and call it."""

@@ -1,0 +1,1 @@
+"""The gRPC front: VisionService, health and reflection."""

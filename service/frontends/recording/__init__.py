@@ -1,0 +1,1 @@
+"""Recording of calls for replay: calls that ended in, files out."""

@@ -1,0 +1,1 @@
+"""Preprocessing: encoded pictures in, model inputs out."""

@@ -1,0 +1,1 @@
+"""How a batch gets to a worker and back."""
