@@ -75,7 +75,7 @@ proto: $(STAMP) ## generate service/pb from proto/
 docs: $(STAMP) ## generate the tables in docs/
 	@$(BIN)/python -m service.core.settings > docs/settings.md
 	@$(BIN)/python -m model_store.zoo > docs/models.md
-	@$(BIN)/python -m benchmarks.report > docs/performance.md
+	@$(BIN)/python -m benchmarks.pages
 	@$(BIN)/python -m benchmarks.hold.report > docs/reliability.md
 	@$(BIN)/python tests/checkpoint_table.py
 

@@ -13,7 +13,6 @@ import json
 import statistics
 import sys
 import time
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,14 +21,15 @@ from typing import Any
 
 import torch
 
+from benchmarks.limit import unpack
+from benchmarks.pairs import REFERENCE, Accuracy, Pair, add_pair, asked_pair, to_try
 from handlers import engine, probe, torchscript
 from handlers.archive import ModuleSpec, verified_module
-from handlers.contract.archive_file import CARD_ENTRY, MODULE_ENTRY
-from handlers.engine import LoadedModule, Pair
+from handlers.engine import LoadedModule
+from handlers.errors import EngineUnfit, RuntimeLoadError
 from handlers.malloc_tuning import tune_malloc
-from handlers.options import ENGINES, TORCHSCRIPT, RuntimeOptions
+from handlers.options import TORCHSCRIPT, RuntimeOptions
 
-DTYPES = ("float32", "bfloat16")
 BATCHES = (1, 2, 4, 8)
 _WARM_RUNS = 3
 _CPU = torch.device("cpu")
@@ -37,11 +37,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Point:
-    """One pair at one batch size.
-
-    `difference`: of the raw outputs on the probe pictures, in standard deviations of the reference. None: not told,
-    because the pair is TorchScript, whose parts do not run alone.
-    """
+    """One pair at one batch size. `difference`: see `pairs.Accuracy`."""
 
     model: str
     engine: str
@@ -52,66 +48,96 @@ class Point:
     difference: float | None
 
 
-def unpack(archive: Path, directory: Path) -> Path:
-    """The files of an archive that a worker reads, in a folder of their own."""
-    folder = directory / archive.stem
-    with zipfile.ZipFile(archive) as content:
-        for entry in (CARD_ENTRY, MODULE_ENTRY):
-            content.extract(entry, folder)
-    return folder
+def loaded(folder: Path, threads: int, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, LoadedModule, float | None]]:
+    """Each of the pairs that a worker would load here, in the given order, with its difference from the reference.
 
-
-def loaded(folder: Path, threads: int, dtypes: Sequence[str]) -> Iterator[tuple[LoadedModule, float | None]]:
-    """Each pair that runs this module here, with its difference from the reference; the reference comes first."""
+    `folder` has the files of the archive. A pair that a worker refuses is left out and named on stderr.
+    """
     spec = ModuleSpec.read(folder)
     path = verified_module(folder, spec)
-    for name in ENGINES:
-        for dtype in dtypes:
-            options = RuntimeOptions(engine=name, dtype=dtype, threads=threads)
+    for pair in pairs:
+        options = RuntimeOptions(engine=pair.engine, dtype=pair.dtype, threads=threads)
+        try:
             found = engine.load(path, spec, _CPU, options, threads=threads)
-            if str(found.pair) != f"{name}/{dtype}":
-                print(f"{folder.name}: {name}/{dtype} is refused", file=sys.stderr)
-            else:
-                yield found, None if name == TORCHSCRIPT else _difference(found, path, spec)
+        except RuntimeLoadError as error:
+            if pair == REFERENCE:
+                raise
+            print(f"{folder.name}: {pair} is refused: {error}", file=sys.stderr)
+            continue
+        if str(found.pair) == str(pair):
+            yield pair, found, _difference(found, path, spec)
+        else:
+            print(f"{folder.name}: {pair} is refused; its log is above", file=sys.stderr)
 
 
-def _difference(found: LoadedModule, path: Path, spec: ModuleSpec) -> float:
-    parts = torchscript.parts(path)
+def accuracies(archive: Path, threads: int, pairs: Sequence[Pair]) -> dict[Pair, Accuracy]:
+    """The pairs that a worker would load here from a packed archive, with their accuracy."""
+    torch.set_num_threads(threads)
+    with TemporaryDirectory() as directory:
+        folder = unpack(archive, Path(directory) / archive.stem)
+        said = ModuleSpec.read(folder).bfloat16_agreement
+        return {
+            pair: Accuracy(
+                difference,
+                agreement=said if pair.dtype == "bfloat16" else None,
+                admitted=pair.dtype == REFERENCE.dtype
+                or (pair.dtype == "bfloat16" and (said or 0.0) >= engine.LEAST_AGREEMENT),
+            )
+            for pair, _, difference in loaded(folder, threads, pairs)
+        }
+
+
+def _difference(found: LoadedModule, path: Path, spec: ModuleSpec) -> float | None:
+    if str(found.pair) == str(REFERENCE):
+        return 0.0
+    try:
+        parts = torchscript.parts(path)
+    except EngineUnfit:
+        return None
     pixels = probe.pictures(sum(probe.BATCHES), height_px=spec.height_px, width_px=spec.width_px)
-    module: Any = found.module
     with torch.inference_mode():
-        raw = parts.network(parts.pixels(pixels))
-        return probe.difference(module.raw(pixels), (raw,) if isinstance(raw, torch.Tensor) else raw)
+        reference = _outputs(parts.network(parts.pixels(pixels)))
+        if found.pair.engine != TORCHSCRIPT:
+            module: Any = found.module
+            return probe.difference(module.raw(pixels), reference)
+        # A frozen module has no parts, so that they run unfrozen here. Freezing changes no answer beyond rounding.
+        whole: Any = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        whole = whole.eval().to(dtype=found.pair.dtype)
+        return probe.difference(_outputs(whole.network(whole.pixels(pixels))), reference)
 
 
-def measure(folder: Path, *, threads: int, dtypes: Sequence[str], batches: Sequence[int], rounds: int) -> list[Point]:
-    """All pairs at all batch sizes, by turns."""
+def _outputs(raw: torch.Tensor | Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    return (raw,) if isinstance(raw, torch.Tensor) else raw
+
+
+def measure(folder: Path, *, threads: int, pairs: Sequence[Pair], batches: Sequence[int], rounds: int) -> list[Point]:
+    """All pairs at all batch sizes, by turns. `pairs` begin with the reference."""
     spec = ModuleSpec.read(folder)
-    modules = list(loaded(folder, threads, dtypes))
+    modules = list(loaded(folder, threads, pairs))
     pixels = probe.pictures(max(batches), height_px=spec.height_px, width_px=spec.width_px)
     points = []
     for batch in batches:
-        seconds: dict[Pair, list[float]] = {found.pair: [] for found, _ in modules}
+        seconds: dict[Pair, list[float]] = {pair: [] for pair, _, _ in modules}
         with torch.inference_mode():
             for turn in range(_WARM_RUNS + rounds):
-                for found, _ in modules:
+                for pair, found, _ in modules:
                     started = time.perf_counter()
                     found.module(pixels[:batch])
                     if turn >= _WARM_RUNS:
-                        seconds[found.pair].append(time.perf_counter() - started)
+                        seconds[pair].append(time.perf_counter() - started)
         usual = {pair: statistics.median(taken) for pair, taken in seconds.items()}
-        reference = usual[modules[0][0].pair]
+        reference = usual[REFERENCE]
         points += [
             Point(
                 folder.name,
-                found.pair.engine,
-                found.pair.dtype_name,
+                pair.engine,
+                pair.dtype,
                 batch,
-                1e3 * usual[found.pair] / batch,
-                reference / usual[found.pair],
+                1e3 * usual[pair] / batch,
+                reference / usual[pair],
                 difference,
             )
-            for found, difference in modules
+            for pair, _, difference in modules
         ]
     return points
 
@@ -121,22 +147,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archives", type=Path, default=Path("model_store/archives"))
     parser.add_argument("--models", nargs="+", required=True)
-    parser.add_argument("--dtypes", nargs="+", default=DTYPES)
+    add_pair(parser)
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--out", type=Path, help="file for the points as JSON")
     asked = parser.parse_args()
-    dtypes = ("float32", *(dtype for dtype in asked.dtypes if dtype != "float32"))
+    pairs = to_try(asked_pair(asked))
     torch.set_num_threads(asked.threads)
     tune_malloc()
     points: list[Point] = []
     print(f"{'model':28} {'engine':12} {'dtype':9} batch  ms/picture  ratio  difference")
     with TemporaryDirectory() as directory:
         for model in asked.models:
-            folder = unpack(asked.archives / f"{model}.mar", Path(directory))
+            folder = unpack(asked.archives / f"{model}.mar", Path(directory) / model)
             for point in measure(
-                folder, threads=asked.threads, dtypes=dtypes, batches=asked.batches, rounds=asked.rounds
+                folder, threads=asked.threads, pairs=pairs, batches=asked.batches, rounds=asked.rounds
             ):
                 points.append(point)
                 told = "-" if point.difference is None else f"{point.difference:.2g}"

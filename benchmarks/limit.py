@@ -1,8 +1,9 @@
 """The in-process limit: the same decode and the same module on the same cores, in plain processes without a network.
 
-In: an archive and a picture. Out: pictures per second and CPU time per picture. A server's throughput is compared with
-the best in-process throughput over processes x threads x batch size. No server that decodes and runs every picture can
-be much faster. The processes stay alive between measurements and wait on a pipe, so a turn has no start-up cost.
+In: an archive, a picture, and the pairs of engine and dtype to load. Out: pictures per second and CPU time per picture.
+`benchmarks.limit_search` finds the best over engine x dtype x processes x threads x batch size. No server that decodes
+and runs every picture can be much faster. The processes stay alive between measurements and wait on a pipe, so a turn
+has no start-up cost.
 """
 
 import multiprocessing
@@ -16,10 +17,11 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
+from benchmarks.pairs import AUTO, Pair
 from model_store.build.archive import read_card
 from service.preprocess.image import decode
 from service.preprocess.limits import Limits
@@ -49,6 +51,7 @@ class Shape:
 class Throughput:
     """Throughput of all processes together."""
 
+    pair: Pair
     shape: Shape
     batch: int
     per_second: float
@@ -73,9 +76,16 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 
 class InProcess:
-    """Processes that decode and run pictures on request. Use as a context manager."""
+    """Processes that decode and run pictures on request. Use as a context manager.
 
-    def __init__(self, archive: Path, shape: Shape, picture: bytes, *, gpu: bool = False) -> None:
+    Every process loads every pair of `pairs`, so that pairs can take turns. `loaded` has what the workers chose for
+    each.
+    """
+
+    def __init__(
+        self, archive: Path, shape: Shape, picture: bytes, *, pairs: Sequence[Pair] = (AUTO,), gpu: bool = False
+    ) -> None:
+        """Start the processes and wait until they are warm. Raises `LimitFailed`."""
         self._shape = shape
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         self._pipes: list[Connection] = []
@@ -83,18 +93,18 @@ class InProcess:
         for _ in range(shape.processes):
             parent_pipe, child_pipe = context.Pipe()
             process = context.Process(
-                target=_work, args=(archive, shape.threads, picture, gpu, child_pipe), daemon=True
+                target=_work, args=(archive, shape.threads, picture, gpu, tuple(pairs), child_pipe), daemon=True
             )
             process.start()
             child_pipe.close()
             self._pipes.append(parent_pipe)
             self._processes.append(process)
         try:
-            for pipe in self._pipes:
-                self._answer(pipe, _START_SECONDS)  # loaded and warm
+            answers = [self._answer(pipe, _START_SECONDS) for pipe in self._pipes]  # loaded and warm
         except BaseException:
             self.close()
             raise
+        self.loaded: dict[Pair, Pair] = dict(zip(pairs, answers[0], strict=True))
 
     def __enter__(self) -> Self:
         return self
@@ -102,17 +112,19 @@ class InProcess:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def measure(self, batch: int, seconds: float, *, alone: bool = False) -> Throughput:
+    def measure(self, batch: int, seconds: float, *, pair: Pair | None = None, alone: bool = False) -> Throughput:
         """Run all processes for `seconds`; with `alone` only one of them. Raises `LimitFailed`.
 
-        `batch` is the number of pictures in each batch.
+        `batch` is the number of pictures in each batch, `pair` one of the loaded pairs, None for the first.
         """
+        asked = next(iter(self.loaded)) if pair is None else pair
         pipes = self._pipes[:1] if alone else self._pipes
         for pipe in pipes:
-            pipe.send((batch, seconds))
-        answers = [self._answer(pipe, seconds + _GRACE_SECONDS) for pipe in pipes]
+            pipe.send((asked, batch, seconds))
+        answers: list[tuple[int, float, float]] = [self._answer(pipe, seconds + _GRACE_SECONDS) for pipe in pipes]
         done = sum(pictures for pictures, _, _ in answers)
         return Throughput(
+            pair=self.loaded[asked],
             shape=Shape(len(pipes), self._shape.threads),
             batch=batch,
             per_second=sum(pictures / spent for pictures, spent, _ in answers),
@@ -129,37 +141,38 @@ class InProcess:
                 process.kill()
                 process.join()
 
-    def _answer(self, pipe: Connection, seconds: float) -> tuple[int, float, float]:
+    def _answer(self, pipe: Connection, seconds: float) -> Any:
         try:
             if pipe.poll(seconds):
-                pictures, spent_seconds, cpu_seconds = pipe.recv()
-                return pictures, spent_seconds, cpu_seconds
+                return pipe.recv()
         except (EOFError, OSError) as error:
             raise LimitFailed("a process of the in-process limit ended; its output is above") from error
         raise LimitFailed(f"a process of the in-process limit did not answer within {seconds:.0f} s")
 
 
-def best(tried: Sequence[Throughput]) -> Throughput:
-    """The fastest of the measurements."""
-    return max(tried, key=lambda throughput: throughput.per_second)
-
-
-def _work(archive: Path, threads: int, image: bytes, gpu: bool, pipe: Connection) -> None:
+def _work(archive: Path, threads: int, image: bytes, gpu: bool, pairs: tuple[Pair, ...], pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes the pipe
     from handlers.runtime import RuntimeOptions, load  # noqa: PLC0415 - torch belongs to these processes
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes the pipe
     card = read_card(archive)
+    runners = {}
     with TemporaryDirectory() as folder:
         unpacked = unpack(archive, Path(folder))
-        runner = load(unpacked, gpu_id=0 if gpu else None, options=RuntimeOptions(threads=threads))
+        for pair in pairs:
+            options = RuntimeOptions(threads=threads, engine=pair.engine, dtype=pair.dtype)
+            runners[pair] = load(unpacked, gpu_id=0 if gpu else None, options=options)
+    chosen = tuple(Pair(runner.engine, runner.dtype_name) for runner in runners.values())
+    for asked, found in zip(pairs, chosen, strict=True):
+        if not asked.admits(found):
+            raise LimitFailed(f"the worker was asked for {asked} and runs {found}: see `python -m benchmarks.engines`")
     prepared = partial(decode, size=card.input, preprocess=card.preprocess, limits=UNLIMITED)
-    pipe.send((0, 0.0, 0.0))
+    pipe.send(chosen)
     while True:
         try:
-            batch, seconds = pipe.recv()
+            asked, batch, seconds = pipe.recv()
         except EOFError:
             return
-        pictures, cpu_before, began_at = 0, _cpu_seconds(), time.perf_counter()
+        runner, pictures, cpu_before, began_at = runners[asked], 0, _cpu_seconds(), time.perf_counter()
         while time.perf_counter() - began_at < seconds:
             runner.run(np.stack([prepared(image).pixels for _ in range(batch)]))
             pictures += batch

@@ -21,11 +21,13 @@ from benchmarks.limit import Shape
 from benchmarks.options import add_common, archive_of, head_of, make_console, parse
 from benchmarks.outcomes import tally
 from benchmarks.overload import CAPACITY_CLIENTS
+from benchmarks.pairs import add_pair, asked_pair
 from benchmarks.plans import OpenPlan
-from benchmarks.systems import OURS, Running, Setup, running
+from benchmarks.systems import OURS, Running, Setup, answered_by, running
 from benchmarks.target import picture
 from benchmarks.trace import Trace, poisson
 from handlers.hardware import usable_cores
+from model_store.build.archive import read_card
 
 LOADS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0)
 PLANNED_LOAD = 0.7  # share of the capacity, u in docs/capacity.md
@@ -105,6 +107,7 @@ def main() -> None:
     """Measure, write load_profile.json and print the thresholds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common(parser, peers=False)
+    add_pair(parser)
     parser.add_argument("--loads", type=float, nargs="+", default=list(LOADS), help="shares of capacity [0.3 .. 2]")
     parser.add_argument(
         "--planned-load",
@@ -122,7 +125,10 @@ def main() -> None:
     model = options.models[0]
     trace = poisson(seed=options.seed, count=TRACE_ARRIVALS)
     steps: list[results.LoadStep] = []
-    with running(OURS, [archive_of(options.archives, model)], Setup(Shape(usable_cores(), 1)), picture()) as server:
+    archive = archive_of(options.archives, model)
+    setup = Setup(Shape(usable_cores(), 1), pair=asked_pair(options))
+    with running(OURS, [archive], setup, picture()) as server:
+        pair = answered_by(server.ask(read_card(archive)))
         capacity = load.capacity_per_second(server.targets, clients=CAPACITY_CLIENTS, seconds=options.seconds / 3)
         console.print(f"capacity {capacity:.0f}/s")
         for share in sorted({*options.loads, 1.0}):
@@ -145,6 +151,8 @@ def main() -> None:
             "calls_per_second": options.planned_load * capacity,
             "calls_in_flight": at_capacity.calls_in_flight,
         },
+        engine=pair.engine,
+        dtype=pair.dtype,
     )
     results.write(options.out / "load_profile.json", result)
     console.print(f"thresholds: {result.thresholds}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from handlers.hardware import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
+ABSENT = "absent"
 CACHE = ROOT / "build" / "benchmarks"
 # CPU features on which the speed of a network depends.
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
@@ -30,6 +31,7 @@ class Machine:
     torch: str
     load_average: float
     git_revision: str
+    openvino: str = ABSENT
 
 
 def describe() -> Machine:
@@ -46,15 +48,16 @@ def describe() -> Machine:
         torch=package_version("torch"),
         load_average=round(os.getloadavg()[0], 2),
         git_revision=revision(ROOT),
+        openvino=package_version("openvino"),
     )
 
 
 def package_version(name: str) -> str:
-    """Version of an installed distribution, or `absent`."""
+    """Version of an installed distribution, or `ABSENT`."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "absent"
+        return ABSENT
 
 
 def _cpu_info() -> dict[str, str]:

@@ -13,7 +13,7 @@ from benchmarks.results import Head
 from benchmarks.systems import OURS, archives_of_checkout, names
 
 DEFAULT_MODEL = "mobilevit_xxs_classify"
-FILE_WIDTH = 125  # columns: the widest table
+FILE_WIDTH = 160  # columns: the widest table
 
 
 def add_common(parser: argparse.ArgumentParser, *, peers: bool = True) -> None:

@@ -29,14 +29,16 @@ from benchmarks.figures import Spread, spread
 from benchmarks.limit import Shape
 from benchmarks.options import add_common, archive_of, head_of, make_console, parse, participants_of
 from benchmarks.outcomes import tally
+from benchmarks.pairs import add_pair, asked_pair
 from benchmarks.peers.environments import PeerUnavailable
 from benchmarks.plans import OpenPlan
 from benchmarks.plot import plot_overload
 from benchmarks.processes import DidNotStart
-from benchmarks.systems import OURS, Running, Setup, prepare, running
+from benchmarks.systems import OURS, Running, Setup, answered_by, prepare, running
 from benchmarks.target import picture
 from benchmarks.trace import Trace, poisson
 from handlers.hardware import usable_cores
+from model_store.build.archive import read_card
 
 LOADS = (0.5, 0.9, 1.2, 2.0)
 CAPACITY_CLIENTS = 16  # two batches of eight; more clients add little throughput
@@ -110,7 +112,12 @@ def run_system(
 ) -> None:
     """Run all loads on one system, each between two measurements of its capacity."""
     deadline_seconds = options.deadline_ms / 1000
-    setup = Setup(shape=Shape(usable_cores(), 1), max_batch=options.max_batch, timeout_seconds=deadline_seconds)
+    setup = Setup(
+        shape=Shape(usable_cores(), 1),
+        max_batch=options.max_batch,
+        timeout_seconds=deadline_seconds,
+        pair=asked_pair(options),
+    )
     patient_setup = dataclasses.replace(setup, timeout_seconds=PATIENT_SECONDS)
     try:
         console.print(f"setting up {name}")
@@ -119,6 +126,8 @@ def run_system(
             _paused(running(name, [archive], patient_setup, picture())) as patient,
             _paused(running(name, [archive], setup, picture())) as server,
         ):
+            with server.resumed():
+                pair = answered_by(server.ask(read_card(archive)))
             measured.participants.append(
                 results.Participant(
                     name=name,
@@ -128,6 +137,8 @@ def run_system(
                     max_batch=setup.max_batch,
                     max_wait_ms=0 if name == OURS else setup.max_wait_ms,
                     start_seconds=server.start_seconds,
+                    engine=pair.engine,
+                    dtype=pair.dtype,
                 )
             )
 
@@ -204,6 +215,7 @@ def main() -> None:
     """Measure, write overload.json, overload.png and the trace, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common(parser)
+    add_pair(parser)
     parser.add_argument("--loads", type=float, nargs="+", default=list(LOADS), help="shares of capacity [0.5 .. 2]")
     parser.add_argument("--deadline-ms", type=float, default=200.0, help="of every request [200]")
     parser.add_argument("--seconds", type=float, help="of each measurement [8; quick: 3]")

@@ -7,34 +7,40 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import results
+from benchmarks.serving_results import ServingResult
 
 OURS = "mobilevision"
 _COLOURS = {OURS: "#c0392b", "limit": "#222222"}
 _NOTE_SIZE = 7
 
 
-def plot_serving(result: results.ServingResult, path: Path, console: Console) -> None:
-    """Throughput as a share of the in-process limit, by clients. One panel per model."""
+def plot_serving(result: ServingResult, path: Path, console: Console) -> None:
+    """Throughput relative to TorchScript in float32 in process, by clients, with the limit. One panel per model.
+
+    Where TorchScript in float32 was not measured, relative to the limit.
+    """
     models = sorted({turn.model for turn in result.turns})
     if not models:
         return
+    if result.ratio_to_torchscript:
+        base, ours, peers = "TorchScript float32", result.ratio_to_torchscript, result.peer_ratio_to_torchscript
+    else:
+        base, ours, peers = "in-process limit", result.ratio_to_limit, result.peer_ratio_to_limit
 
     def draw(axes: Any, model: str) -> None:
         series: dict[str, dict[int, float]] = {}
-        for case, of_limit in result.ratio_to_limit.items():
-            name, _, clients = case.rpartition("/")
-            if name == model:
-                series.setdefault(OURS, {})[int(clients)] = of_limit.median
-        for case, by_peer in result.peer_ratio_to_limit.items():
-            name, _, clients = case.rpartition("/")
-            if name == model:
-                for peer, of_limit in by_peer.items():
-                    series.setdefault(peer, {})[int(clients)] = of_limit.median
+        limit = {case: {"limit": gain} for case, gain in result.limit_to_torchscript.items()}
+        for found in ({case: {OURS: ratio} for case, ratio in ours.items()}, peers, limit):
+            for case, by_system in found.items():
+                name, _, clients = case.rpartition("/")
+                if name == model:
+                    for system, ratio in by_system.items():
+                        series.setdefault(system, {})[int(clients)] = ratio.median
         axes.axhline(1.0, color=_COLOURS["limit"], linewidth=1, linestyle="--")
         _lines(axes, series)
         _doubling(axes, sorted({clients for points in series.values() for clients in points}))
         axes.set_xlabel("clients, one request at a time each")
-        axes.set_ylabel("throughput / in-process limit")
+        axes.set_ylabel(f"throughput / {base} in process")
         axes.set_ylim(bottom=0)
         axes.set_title(model)
 

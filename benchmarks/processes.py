@@ -135,7 +135,9 @@ class Group:
         while busy and time.monotonic() < give_up_at:
             before = self.cpu_seconds()
             time.sleep(_REST_SECONDS)
-            busy = self.cpu_seconds() - before > _IDLE_CPU_SHARE * _REST_SECONDS
+            # On a machine with too much work, a busy server gets little CPU time, but a thread of it waits for a core.
+            used = self.cpu_seconds() - before
+            busy = used > _IDLE_CPU_SHARE * _REST_SECONDS or any(map(_is_runnable, self.members()))
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -178,6 +180,15 @@ def _stat(pid: int) -> _Stat | None:
         return None
     cpu_ticks = sum(int(fields[index]) for index in (11, 12, 13, 14))
     return _Stat(parent=int(fields[1]), started_ticks=int(fields[19]), cpu_ticks=cpu_ticks)
+
+
+def _is_runnable(pid: int) -> bool:
+    """Whether a thread of the process runs or waits for a core."""
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            if stat.read_text().rpartition(")")[2].split()[0] == "R":
+                return True
+    return False
 
 
 def _environment(pid: int) -> bytes:

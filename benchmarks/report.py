@@ -1,10 +1,9 @@
-"""The measured results as one page: `python -m benchmarks.report > docs/performance.md`.
+"""The measured results as Markdown: a section for each file, without that of `serving` (`benchmarks.serving_report`).
 
-In: the files in `benchmarks/measured`. Out: Markdown with a section for each file. This module measures nothing.
+In: the content of the files in `benchmarks/measured`. Out: text, which `benchmarks.pages` writes. Measures nothing.
 """
 
 import ast
-import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,13 +13,14 @@ MEASURED = Path(__file__).parent / "measured"
 SYSTEMS = {
     "mobilevision": "ours",
     "mosec": "mosec",
+    "mosec_openvino": "mosec, own OpenVINO",
     "torchserve_alone": "TorchServe tuned",
     "litserve": "LitServe",
     "ray_serve": "Ray Serve",
     "bentoml": "BentoML",
     "torchserve_documented": "TorchServe as documented",
 }
-_NOTHING = "–"
+NOTHING = "–"
 
 Result = dict[str, Any]  # a result file, see `results`
 Rows = Iterable[Sequence[str]]
@@ -34,14 +34,14 @@ def table(head: Sequence[str], rows: Rows) -> str:
 
 def spread(found: Result | None) -> str:
     """`0.91 (0.88 to 0.94)`."""
-    return _NOTHING if found is None else f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+    return NOTHING if found is None else f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
 
 
 def made_by(head: Result) -> str:
     """The command, the machine and the date."""
     words = [f"python -m benchmarks.{head['benchmark']}"]
     for name, value in head["options"].items():
-        if value not in {"False", "None"} and name not in {"json", "archives"}:
+        if value not in {"False", "None", "auto"} and name not in {"json", "archives"}:
             given = " ".join(map(str, ast.literal_eval(value))) if value.startswith("[") else value
             words.append(f"--{name.replace('_', '-')}" + ("" if value == "True" else f" {given}"))
     stopped = "" if head["complete"] else "; stopped early, what was measured until then is kept"
@@ -57,54 +57,37 @@ def made_on(head: Result) -> str:
     )
 
 
-def serving(result: Result) -> str:
-    """Share of the limit, latency, CPU time and memory, and the latency added to a single picture."""
-    systems = [name for name in SYSTEMS if any(turn["system"] == name for turn in result["turns"])]
-    columns = [SYSTEMS[name] for name in systems]
-    cases = sorted({(turn["model"], turn["clients"]) for turn in result["turns"]})
-    most = max(clients for _, clients in cases)
+def accuracy(difference: float | None, agreement: float | None) -> str:
+    """How close a pair is to TorchScript in float32: the share of equal answers, and the difference of raw outputs."""
+    if difference == 0.0:
+        return "the reference"
+    said = [] if agreement is None else [f"{agreement:.1%} same answers"]
+    said += [] if difference is None else [f"raw outputs within {difference:.0e}"]
+    return ", ".join(said) or "not told"
 
-    def share(system: str, case: str) -> str:
-        own = result["ratio_to_limit"] if system == "mobilevision" else {}
-        return spread(own.get(case) or result["peer_ratio_to_limit"].get(case, {}).get(system))
 
-    def medians(figure: str, digits: int) -> Rows:
-        for model in (model for model, clients in cases if clients == most):
-            row = [f"`{model}`"]
-            for system in systems:
-                key = (system, model, most)
-                turns = [turn for turn in result["turns"] if (turn["system"], turn["model"], turn["clients"]) == key]
-                values = [turn[figure] for turn in turns if turn[figure] is not None and turn["answered"]]
-                row.append(f"{statistics.median(values):.{digits}f}" if values else _NOTHING)
-            yield row
-
-    shares = ([f"`{m}`", str(n), *(share(system, f"{m}/{n}") for system in systems)] for m, n in cases)
-    added = (
-        [f"`{model}`", *(spread(by_system.get(system)) for system in systems)]
-        for model, by_system in result["added_ms"].items()
-    )
-    at_most = f"at {most} clients, median of the rounds"
-    return "\n\n".join(
-        [
-            "## Served throughput / in-process limit",
-            made_by(result["head"]),
-            "![throughput as a share of the in-process limit, by clients](serving.png)",
-            table(["model", "clients", *columns], shares),
-            "Median over the rounds, with the lowest and the highest in brackets. Each turn is divided by the limit "
-            "measured just before and after it. For one client the limit is one plain process with one picture at a "
-            "time.",
-            f"CPU time of all processes of a server per picture, ms, {at_most}:",
-            table(["model", *columns], medians("server_cpu_ms_per_picture", 1)),
-            f"p50 of a call, ms, {at_most}:",
-            table(["model", *columns], medians("p50_ms", 0)),
-            f"p99 of a call, ms, {at_most}:",
-            table(["model", *columns], medians("p99_ms", 0)),
-            f"Memory of a server, MiB (PSS), {at_most}:",
-            table(["model", *columns], medians("pss_mib", 0)),
-            "Mean latency at one client, less the time of a picture in one plain process just before and after, ms:",
-            table(["model", *columns], added),
+def computed_by(result: Result) -> str:
+    """One sentence: the network engine and the dtype of each system, as far as the file has them."""
+    if result["head"]["schema_version"] < 2:
+        if "amx_bf16" in result["head"]["machine"]["cpu_flags"]:
+            return "The file does not name the network engine."
+        return "All systems ran the networks in TorchScript, in float32: workers had no other engine at this revision."
+    if "engine" in result:
+        return f"The networks ran in {result['engine']} {result['dtype']}."
+    known = [one for one in result.get("participants", ()) if one["engine"]]
+    models = {one["model"] for one in known}
+    by_pair: dict[str, dict[str, list[str]]] = {}
+    for one in known:
+        systems = by_pair.setdefault(f"{one['engine']} {one['dtype']}", {})
+        systems.setdefault(SYSTEMS.get(one["name"], one["name"]), []).append(f"`{one['model']}`")
+    parts = []
+    for pair, systems in by_pair.items():
+        names = [
+            name if len(of) == len(models) else f"{name} ({', '.join(dict.fromkeys(of))})"
+            for name, of in systems.items()
         ]
-    )
+        parts.append(f"{pair} ({', '.join(names)})")
+    return f"The networks ran in {'; '.join(parts)}." if parts else "No system says what ran its networks."
 
 
 def overload(result: Result) -> str:
@@ -122,7 +105,7 @@ def overload(result: Result) -> str:
                     spread(goodput),
                     str(sent),
                     *(str(sum(p[outcome] for p in points)) for outcome in ("answered", "refused", "missed", "failed")),
-                    f"{statistics.median(tails):.0f}" if tails else _NOTHING,
+                    f"{statistics.median(tails):.0f}" if tails else NOTHING,
                 ]
 
     head = ["system", "asked / capacity", "answered in time / capacity", "sent", "answered in time", "refused"]
@@ -130,6 +113,7 @@ def overload(result: Result) -> str:
         [
             "## Overload",
             made_by(result["head"]),
+            computed_by(result),
             "![answered in time, by load](overload.png)",
             table([*head, "missed", "failed", "p99 of answered, ms"], rows()),
             f"Deadline {result['deadline_ms']:.0f} ms. Every request is counted once.",
@@ -154,6 +138,7 @@ def soak(result: Result) -> str:
         [
             "## Soak",
             made_by(result["head"]),
+            computed_by(result),
             f"{result['minutes']:.0f} minutes at {result['offered_per_second'] / result['capacity_per_second']:.2f} of "
             f"the capacity: {result['sent']:,} sent, {result['answered']:,} answered in time, {result['refused']:,} "
             f"refused, {result['missed']:,} missed, {result['failed']:,} failed. Shared-memory slots in use at the "
@@ -177,6 +162,7 @@ def startup(result: Result) -> str:
         [
             "## Start",
             made_by(result["head"]),
+            computed_by(result),
             table(["system", "seconds to the first correct answer", "idle MiB (PSS)"], rows),
             *([f"Images: {', '.join(images)}."] if images else []),
         ]
@@ -188,6 +174,7 @@ def scaling(result: Result) -> str:
     parts = [
         "## What cost grows with",
         made_by(result["head"]),
+        computed_by(result),
         "![throughput and CPU time by batch, picture, models, gateways](scaling.png)",
         f"Model `{result['model']}`. Throughput and CPU time per picture are multiples of the in-process limit: plain "
         "processes that decode and run a picture of 256 px in batches of 8.",
@@ -199,7 +186,7 @@ def scaling(result: Result) -> str:
                 f"{point['value']:g}",
                 f"{point['share_of_limit']:.2f}",
                 f"{point['cost_over_limit']:.2f}",
-                _NOTHING if point["pss_mib"] is None else f"{point['pss_mib']:.0f}",
+                NOTHING if point["pss_mib"] is None else f"{point['pss_mib']:.0f}",
             ]
             for point in points
         )
@@ -221,11 +208,11 @@ def gpu(result: Result) -> str:
             yield [
                 dtype,
                 str(batch),
-                *(_NOTHING if one is None else f"{one['per_second']:,.0f}" for one in (graphed, eager)),
-                _NOTHING if speedup is None else f"{speedup:.2f}",
-                _NOTHING if busy_ms is None else f"{busy_ms:.2f}",
-                _NOTHING if same is None else f"{same['same']:.4f}",
-                _NOTHING if same is None else f"{same['largest_score_difference']:.5f}",
+                *(NOTHING if one is None else f"{one['per_second']:,.0f}" for one in (graphed, eager)),
+                NOTHING if speedup is None else f"{speedup:.2f}",
+                NOTHING if busy_ms is None else f"{busy_ms:.2f}",
+                NOTHING if same is None else f"{same['same']:.4f}",
+                NOTHING if same is None else f"{same['largest_score_difference']:.5f}",
             ]
 
     head = ["dtype", "batch", "pictures/s with graphs", "without", "with / without", "device ms", "same as float32"]
@@ -257,28 +244,10 @@ def gpu(result: Result) -> str:
     return "\n\n".join(parts)
 
 
-_SECTIONS: dict[str, Callable[[Result], str]] = {
-    "serving": serving,
+SECTIONS: dict[str, Callable[[Result], str]] = {
     "overload": overload,
     "startup": startup,
     "scaling": scaling,
     "soak": soak,
     "gpu": gpu,
 }
-
-
-def page(measured: Path = MEASURED) -> str:
-    """The whole page."""
-    found = {name: measured / f"{name}.json" for name in _SECTIONS}
-    sections = [_SECTIONS[name](json.loads(path.read_bytes())) for name, path in found.items() if path.exists()]
-    begin = (
-        "# Performance\n\n`python -m benchmarks.report` makes this page from the latest "
-        "[result files](../benchmarks/measured). [benchmarks/README.md](../benchmarks/README.md) explains the figures "
-        "and the set-up of the other servers. The machine is shared and its speed drifts, so only ratios within one "
-        "run can be compared."
-    )
-    return "\n\n".join([begin, *sections]) + "\n"
-
-
-if __name__ == "__main__":
-    print(page(), end="")

@@ -1,7 +1,8 @@
 """The result files: frozen dataclasses, written as JSON together with a description of the machine.
 
-Standard library only, so that `benchmarks.gpu` can write its file on a machine with few packages. Every file has the
-version of its schema. A figure that could not be measured is left out or has an `error` beside it.
+`benchmarks.serving_results` has those of `serving.json`. Standard library only, so that `benchmarks.gpu` can write its
+file on a machine with few packages. Every file has the version of its schema. A figure that could not be measured is
+left out or has an `error` beside it.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from typing import Any
 from benchmarks.figures import Spread
 from benchmarks.machine import Machine
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # from 2 on, a file names the network engine and the dtype of every system
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,10 @@ class Head:
 
 @dataclass(frozen=True)
 class Participant:
-    """One system with its settings, or the `error` because of which it was not measured."""
+    """One system with its settings, or the `error` because of which it was not measured.
+
+    `engine` and `dtype` are those that computed the network of the first answer, as the answer says. Empty: not told.
+    """
 
     name: str
     model: str
@@ -41,73 +45,8 @@ class Participant:
     start_seconds: float = 0.0
     agrees_with_ours: bool | None = None
     error: str | None = None
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One closed-loop measurement of one system in one round.
-
-    `limit_per_second`: the in-process limit, mean of just before and just after, see `LimitTurn`.
-    """
-
-    round: int
-    system: str
-    model: str
-    clients: int
-    answered: int
-    failed: int
-    per_second: float
-    p50_ms: float
-    p99_ms: float
-    server_cpu_ms_per_picture: float
-    client_cpu_ms_per_picture: float
-    pss_mib: float
-    rss_mib: float
-    limit_per_second: float | None = None
-
-
-@dataclass(frozen=True)
-class LimitTurn:
-    """The in-process limit in one round, before or after a turn of a system with this number of clients.
-
-    With one client it is one plain process with one picture at a time; the other processes are idle.
-    """
-
-    round: int
-    clients: int
-    model: str
-    shape: str
-    batch: int
-    per_second: float
-    cpu_ms_per_picture: float
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One set-up that was tried in the search for the best one of a system or of the limit."""
-
-    system: str
-    model: str
-    shape: str
-    max_batch: int
-    max_wait_ms: int
-    per_second: float
-
-
-@dataclass(frozen=True)
-class ServingResult:
-    """`serving.json`. Cases are `model/clients`."""
-
-    head: Head
-    generator: str
-    participants: list[Participant]
-    tried: list[Tried]
-    limit_turns: list[LimitTurn]
-    turns: list[Turn]
-    ratio_to_limit: dict[str, Spread]  # case -> ours / limit
-    ratio_to_peer: dict[str, dict[str, Spread]]  # case -> peer -> ours / peer
-    peer_ratio_to_limit: dict[str, dict[str, Spread]]  # case -> peer -> peer / limit
-    added_ms: dict[str, dict[str, Spread]]  # model -> system -> mean latency at one client, less the limit's
+    engine: str = ""
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -187,6 +126,8 @@ class SoakResult:
     processes_that_ended: int
     slots_in_use_at_end: float | None  # None: this server has no shared-memory slots
     slots: dict[str, float]
+    engine: str = ""
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -249,6 +190,8 @@ class LoadProfileResult:
     deadline_ms: float
     steps: list[LoadStep]
     thresholds: dict[str, float]
+    engine: str = ""
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -304,11 +247,13 @@ class ScalingPoint:
 
 @dataclass(frozen=True)
 class ScalingResult:
-    """`scaling.json`: medians over all turns."""
+    """`scaling.json`: medians over all turns. `engine` and `dtype` are those of the in-process limit."""
 
     head: Head
     model: str
     points: list[ScalingPoint]
+    engine: str = ""
+    dtype: str = ""
 
 
 @dataclass(frozen=True)

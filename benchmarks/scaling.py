@@ -8,7 +8,8 @@
 | `gateway processes` | our server with one and with more gateway processes |
 
 The in-process limit for one fixed case (a picture of 256 px, batches of 8) is measured before and after each
-measurement, and results are multiples of it. The server chooses its number of workers and threads.
+measurement, and results are multiples of it. It runs the network engine and dtype that a worker of the server chooses.
+The server chooses its number of workers and threads.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from benchmarks import load, results
 from benchmarks.figures import spread
 from benchmarks.limit import InProcess, LimitFailed, Shape
 from benchmarks.options import add_common, archive_of, head_of, make_console, parse
+from benchmarks.pairs import UNKNOWN, Pair, add_pair, asked_pair
 from benchmarks.plot import plot_scaling
 from benchmarks.processes import DidNotStart
 from benchmarks.serving import measure
@@ -47,6 +49,7 @@ class _Measured:
     head: results.Head
     model: str
     points: list[results.ScalingPoint] = field(default_factory=list)
+    pair: Pair = UNKNOWN  # of the in-process limit
 
     def result(self, *, complete: bool) -> results.ScalingResult:
         """The median over all turns of each figure at each value."""
@@ -66,7 +69,8 @@ class _Measured:
                 if (known := [getattr(one, name) for one in turns if getattr(one, name) is not None])
             }
             merged.append(results.ScalingPoint(dimension, value, **figures))
-        return results.ScalingResult(dataclasses.replace(self.head, complete=complete), self.model, merged)
+        head = dataclasses.replace(self.head, complete=complete)
+        return results.ScalingResult(head, self.model, merged, self.pair.engine, self.pair.dtype)
 
 
 class Reference:
@@ -122,7 +126,7 @@ def _served(
     processes: InProcess,
     settings: tuple[tuple[str, str], ...] = (),
 ) -> Iterator[results.ScalingPoint]:
-    setup = Setup(Shape(usable_cores(), 1), settings=_CHOSEN + settings)
+    setup = Setup(Shape(usable_cores(), 1), pair=asked_pair(options), settings=_CHOSEN + settings)
     with running(OURS, served, setup, image) as server:
         load.closed_loop(server.targets, clients=options.clients, seconds=options.seconds)  # warm
         server.group.pause()
@@ -175,6 +179,7 @@ def main() -> None:
     """Measure, write scaling.json and scaling.png, and print a line for each point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common(parser, peers=False)
+    add_pair(parser)
     parser.add_argument("--dimensions", nargs="+", choices=list(DIMENSIONS), default=list(DIMENSIONS), help="[all]")
     parser.add_argument("--batches", type=int, nargs="+", help="batch sizes [1 to 32; quick: 1 8]")
     parser.add_argument("--sides", type=int, nargs="+", help="picture sides, px [128 to 2048; quick: 256 1024]")
@@ -194,7 +199,10 @@ def main() -> None:
     measured = _Measured(head, archive.stem)
     complete = False
     try:
-        with InProcess(archive, Shape(usable_cores(), 1), picture()) as processes:
+        asked = asked_pair(options)
+        with InProcess(archive, Shape(usable_cores(), 1), picture(), pairs=[asked]) as processes:
+            measured.pair = processes.loaded[asked]
+            console.print(f"in process: {measured.pair}")
             for number in range(1, options.rounds + 1):
                 for dimension in options.dimensions:
                     console.print(f"round {number}: {dimension}")

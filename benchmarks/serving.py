@@ -1,14 +1,19 @@
 """Served throughput against the in-process limit and against other servers: `python -m benchmarks.serving [--help]`.
 
-Closed loop. The limit, our server and every peer use the same archive, picture, cores and dtype, each with its best
-division of the cores. All servers stay alive and are paused (SIGSTOP) except during their turns. In each round, and for
-each number of clients, every server has one turn, and the limit is measured before and after each turn. A server's
-result is its share of the limit around its turn, because machines drift within minutes. Ratios of two servers are taken
-within a round; medians over the rounds are reported. With one client the limit is one plain process with one picture at
-a time, and the latency that a server adds to it is reported too.
+Closed loop. The limit, our server and every peer use the same archive, picture and cores, each with its best division
+of the cores. The limit is the best of every network engine x dtype that a worker loads here, without dtypes that `auto`
+refuses to the model. The servers run the pair that `--engine` and `--dtype` name; by default each worker chooses. What
+really ran stands in the file, by system.
+All servers stay alive and are paused (SIGSTOP) except during their turns. In each round, and for each number of
+clients, every server has one turn, and the limit is measured before and after each turn. A server's result is its share
+of the limit around its turn, because machines drift within minutes. TorchScript in float32, in plain processes too, is
+measured beside the first and the last turn of the limit in each round; results are told relative to it as well. Ratios
+of two servers are taken within a round; medians over the rounds are reported. With one client the limit is one plain
+process with one picture at a time, and the latency that a server adds to it is reported too.
 
+`--quick` takes about three minutes for one model with `--peers --clients 32 --rounds 2 --seconds 3`.
 `--ours-from DIR` measures the server of another checkout of this project as well, under the name `before`.
-Ctrl-C ends the benchmark; the results so far are kept.
+Ctrl-C ends the benchmark; the results so far are kept. `python -m benchmarks.pages serving` publishes them.
 """
 
 import argparse
@@ -16,23 +21,25 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from benchmarks import load, results
-from benchmarks.limit import BATCHES, InProcess, LimitFailed, Shape, Throughput, best, shapes
+from benchmarks import limit_search, load, results
+from benchmarks.limit import BATCHES, LimitFailed, Shape
+from benchmarks.limit_search import Limits
 from benchmarks.options import add_common, archive_of, check_checkout, head_of, make_console, parse
+from benchmarks.pairs import AUTO, Pair, add_pair, asked_pair
 from benchmarks.peers.environments import PeerUnavailable
 from benchmarks.plot import plot_serving
 from benchmarks.processes import DidNotStart
-from benchmarks.report import SYSTEMS
+from benchmarks.report import accuracy
 from benchmarks.serving_record import ServingRecord
-from benchmarks.systems import BEFORE, OURS, Running, Setup, agree, prepare, running
+from benchmarks.serving_report import show
+from benchmarks.serving_results import Tried, Turn
+from benchmarks.systems import BEFORE, OURS, Reply, Running, Setup, agree, answered_by, prepare, running
 from benchmarks.target import picture
 from handlers.hardware import usable_cores
 from model_store.build.archive import read_card
@@ -40,17 +47,7 @@ from model_store.build.archive import read_card
 TUNING_CLIENTS = 32
 WAITS_MS = (1, 10)
 WINDOW_BATCHES = 4
-COLUMNS = {**SYSTEMS, BEFORE: "ours before"}
 FIRST_ANSWERS = 2.0  # warm-up of a turn: this many times the time that the limit needs for one picture of each client
-
-
-@dataclass(frozen=True)
-class _Limit:
-    """The in-process limit of one model with its best set-up; it can be measured again."""
-
-    model: str
-    processes: InProcess
-    batch: int
 
 
 def measure(
@@ -61,7 +58,7 @@ def measure(
     clients: int,
     seconds: float,
     warm_up_seconds: float = load.WARM_UP_SECONDS,
-) -> results.Turn:
+) -> Turn:
     """Measure one turn of one server, which must not be paused."""
     failures_before = server.failures()
     cpu_before = server.group.cpu_seconds()
@@ -72,7 +69,7 @@ def measure(
     answered = max(closed.answered - failed_inside, 0)
     # The CPU time includes the warm-up, so it is divided by the pictures of the warm-up as well.
     with_warm_up = max(answered * (1 + warm_up_seconds / seconds), 1.0)
-    return results.Turn(
+    return Turn(
         round=number,
         system=server.name,
         model=model,
@@ -97,11 +94,18 @@ def setting(text: str) -> str:
 
 
 def candidates(
-    name: str, *, quick: bool, gpu: bool = False, settings: Sequence[str] = (), checkout: Path | None = None
+    name: str,
+    *,
+    quick: bool,
+    gpu: bool = False,
+    pair: Pair = AUTO,
+    settings: Sequence[str] = (),
+    checkout: Path | None = None,
 ) -> tuple[Setup, ...]:
     """The set-ups of a system worth trying: the division of the cores, and for peers the longest wait for a batch.
 
-    `settings` are those of our server, each `NAME=VALUE`. `checkout` is where the system `BEFORE` comes from.
+    All run `pair`. `settings` are those of our server, each `NAME=VALUE`. `checkout` is where the system `BEFORE` comes
+    from.
     """
     most = min(usable_cores(), 2) if gpu else usable_cores()  # two processes are enough to keep one GPU busy
     divided = (Shape(most, 1),) if quick or most == 1 else (Shape(most, 1), Shape(1, usable_cores()))
@@ -109,7 +113,7 @@ def candidates(
     chosen = tuple((name.upper(), value) for name, _, value in (one.partition("=") for one in settings))
     checkout = checkout if name == BEFORE else None
     return tuple(
-        Setup(shape, max_wait_ms=wait, gpu=gpu, settings=chosen, checkout=checkout)
+        Setup(shape, max_wait_ms=wait, gpu=gpu, pair=pair, settings=chosen, checkout=checkout)
         for shape in divided
         for wait in waits
     )
@@ -126,11 +130,9 @@ class Session:
         """Run all rounds of one model. Raises `LimitFailed`."""
         options, image, model = self._options, picture(), archive.stem
         self._console.print(f"{model}: looking for the in-process limit")
-        limit = self._find_limit(archive, image)
-        self._console.print(f"  {limit.per_second:.0f}/s at {limit.shape}, batch {limit.batch}")
+        found = self._find_limit(archive, image)
         with contextlib.ExitStack() as stack:
-            processes = stack.enter_context(InProcess(archive, limit.shape, image, gpu=options.gpu))
-            again = _Limit(model, processes, limit.batch)
+            limits = stack.enter_context(Limits(archive, image, found, gpu=options.gpu))
             servers: list[Running] = []
             before = (BEFORE,) if options.ours_from else ()
             for name in (OURS, *before, *options.peers):
@@ -140,26 +142,35 @@ class Session:
                     servers.append(server)
             servers = self._compare_answers(servers, archive)
             # Long enough for several of the largest batches in every process. A slow model might finish none otherwise.
-            seconds = max(options.seconds, WINDOW_BATCHES * BATCHES[-1] * usable_cores() / limit.per_second)
+            seconds = max(options.seconds, WINDOW_BATCHES * BATCHES[-1] * usable_cores() / found.limit.per_second)
             for number in range(1, options.rounds + 1):
                 # The order changes, so that no server always follows the same other server.
                 shift = (number - 1) % max(len(servers), 1)
                 servers = [*servers[shift:], *servers[:shift]]
                 for clients in options.clients:
-                    servers = self._turns(servers, again, number, clients, seconds)
+                    servers = self._turns(servers, limits, number, clients, seconds)
 
-    def _find_limit(self, archive: Path, image: bytes) -> Throughput:
-        """Search the best in-process throughput over processes x threads x batch size."""
-        quick, gpu = self._options.quick, self._options.gpu
-        tried: list[Throughput] = []
-        for shape in shapes(usable_cores(), gpu=gpu)[: 1 if quick else None]:
-            with InProcess(archive, shape, image, gpu=gpu) as processes:
-                for batch in BATCHES[-2:] if quick else BATCHES:
-                    tried.append(processes.measure(batch, self._options.seconds / 2))
+    def _find_limit(self, archive: Path, image: bytes) -> limit_search.Found:
+        options, model = self._options, archive.stem
+        found = limit_search.search(
+            archive,
+            image,
+            asked_pair(options),
+            seconds=options.seconds / 2,
+            quick=options.quick,
+            gpu=options.gpu,
+        )
+        self.measured.limits += found.pairs
         self.measured.tried += [
-            results.Tried("limit", archive.stem, str(one.shape), one.batch, 0, one.per_second) for one in tried
+            Tried("limit", model, str(one.shape), one.batch, 0, one.per_second, one.pair.engine, one.pair.dtype)
+            for one in found.tried
         ]
-        return best(tried)
+        for one in found.pairs:
+            self._console.print(
+                f"  {one.engine} {one.dtype}: {one.per_second:.0f}/s at {one.shape}, batch {one.batch}; "
+                f"{accuracy(one.difference, one.agreement)}{'' if one.admitted else '; not for a server'}"
+            )
+        return found
 
     def _start(self, name: str, archive: Path, image: bytes, stack: contextlib.ExitStack) -> Running | None:
         """Start a system with its best set-up and warm it up. None, with the error recorded, if that fails."""
@@ -194,6 +205,7 @@ class Session:
             name,
             quick=options.quick,
             gpu=options.gpu,
+            pair=asked_pair(options),
             settings=options.setting or (),
             checkout=options.ours_from,
         )
@@ -209,20 +221,21 @@ class Session:
             found.append((turn.per_second, setup))
             wait_ms = 0 if name in {OURS, BEFORE} else setup.max_wait_ms
             self.measured.tried.append(
-                results.Tried(name, archive.stem, str(setup.shape), setup.max_batch, wait_ms, turn.per_second)
+                Tried(name, archive.stem, str(setup.shape), setup.max_batch, wait_ms, turn.per_second)
             )
             self._console.print(f"  {name} {setup.shape}, wait {wait_ms} ms: {turn.per_second:.0f}/s")
         return max(found, key=lambda one: one[0])[1]
 
     def _turns(
-        self, servers: Sequence[Running], limit: _Limit, number: int, clients: int, seconds: float
+        self, servers: Sequence[Running], limits: Limits, number: int, clients: int, seconds: float
     ) -> list[Running]:
         """Measure every server once, and the limit before and after each. Returns the servers that still run."""
         remaining = []
-        before = self._limit_turn(limit, number, clients, seconds)
+        self._reference_turn(limits, number, clients, seconds)
+        before = self._limit_turn(limits, number, clients, seconds)
         for server in servers:
-            turn = self._turn(server, limit.model, number, clients, seconds, before)
-            after = self._limit_turn(limit, number, clients, seconds)
+            turn = self._turn(server, limits.model, number, clients, seconds, before)
+            after = self._limit_turn(limits, number, clients, seconds)
             if turn is not None:
                 remaining.append(server)
                 around = (before + after) / 2
@@ -231,22 +244,24 @@ class Session:
                     f"  round {number}, {clients} clients: {server.name} {turn.per_second:.0f}/s, limit {around:.0f}/s"
                 )
             before = after
+        self._reference_turn(limits, number, clients, seconds)
         return remaining
 
-    def _limit_turn(self, limit: _Limit, number: int, clients: int, seconds: float) -> float:
+    def _limit_turn(self, limits: Limits, number: int, clients: int, seconds: float) -> float:
         """Measure and record the limit. Returns its pictures per second."""
-        alone = clients == 1
-        most = limit.processes.measure(1 if alone else limit.batch, seconds, alone=alone)
-        self.measured.limit_turns.append(
-            results.LimitTurn(
-                number, clients, limit.model, str(most.shape), most.batch, most.per_second, most.cpu_ms_per_picture
-            )
-        )
-        return most.per_second
+        turn = limits.limit(number, clients, seconds)
+        self.measured.limit_turns.append(turn)
+        return turn.per_second
+
+    def _reference_turn(self, limits: Limits, number: int, clients: int, seconds: float) -> None:
+        """Measure and record TorchScript in float32, unless it is the limit."""
+        turn = limits.reference(number, clients, seconds)
+        if turn is not None:
+            self.measured.limit_turns.append(turn)
 
     def _turn(
         self, server: Running, model: str, number: int, clients: int, seconds: float, limit_per_second: float
-    ) -> results.Turn | None:
+    ) -> Turn | None:
         """Measure one server. None, with the error recorded, if the server failed."""
         warm_up_seconds = max(load.WARM_UP_SECONDS, FIRST_ANSWERS * clients / limit_per_second)
         try:
@@ -266,22 +281,34 @@ class Session:
         return turn
 
     def _compare_answers(self, servers: Sequence[Running], archive: Path) -> list[Running]:
-        """Send the same picture to every server and compare with our answer. Returns the servers that answer."""
+        """Send the same picture to every server, record what answered, and compare with our answer.
+
+        Returns the servers that answer.
+        """
         card, model = read_card(archive), archive.stem
-        replies = {}
+        replies: dict[str, Reply] = {}
         for server in servers:
             try:
                 with server.resumed():
                     replies[server.name] = server.ask(card)
             except (DidNotStart, OSError) as error:
                 self._drop(server.name, model, error)
-        for name, reply in replies.items() if OURS in replies else ():
+        for name, reply in replies.items():
+            pair = answered_by(reply)
+            self._note(name, model, engine=pair.engine, dtype=pair.dtype)
+            self._console.print(f"  {name} runs {pair.engine} {pair.dtype}")
+            if OURS not in replies:
+                continue
             same = agree(replies[OURS], reply)
             self._note(name, model, agrees_with_ours=same)
-            if not same:
+            if same:
+                continue
+            if pair == answered_by(replies[OURS]):
                 self._console.print(
                     f"[red]{name} answers differently from our server[/]: its figures cannot be compared"
                 )
+            else:
+                self._console.print(f"{name} answers differently from our server, in another engine or dtype")
         return [server for server in servers if server.name in replies]
 
     def _drop(self, name: str, model: str, error: Exception) -> None:
@@ -295,30 +322,11 @@ class Session:
         ]
 
 
-def show(result: results.ServingResult, console: Console) -> None:
-    """Print a table of the ratios: medians over the rounds."""
-    table = Table(title="throughput of our server / others")
-    peers = sorted({peer for by_peer in result.ratio_to_peer.values() for peer in by_peer})
-    table.add_column("case", no_wrap=True)
-    for column in ("/ limit", *(f"/ {COLUMNS[peer]}" for peer in peers)):
-        table.add_column(column, justify="right")
-    for case, of_limit in result.ratio_to_limit.items():
-        to_peer = result.ratio_to_peer.get(case, {})
-        cells = [f"{to_peer[peer].median:.2f}" if peer in to_peer else "-" for peer in peers]
-        table.add_row(case, f"{of_limit.median:.2f}", *cells)
-    console.print(table)
-    for model, by_system in result.added_ms.items():
-        added = ", ".join(f"{COLUMNS[system]} {ms.median:.1f}" for system, ms in by_system.items())
-        console.print(f"{model}, latency added with one client, ms: {added}")
-    for one in result.participants:
-        if one.error:
-            console.print(f"[red]{one.name} ({one.model}) was not measured:[/] {one.error.splitlines()[0]}")
-
-
 def main() -> None:
     """Measure, write serving.json and serving.png, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common(parser)
+    add_pair(parser)
     parser.add_argument(
         "--clients", type=int, nargs="+", help="numbers of connections, each with one request at a time [1 8 32 128]"
     )

@@ -22,13 +22,15 @@ from benchmarks.limit import Shape
 from benchmarks.options import add_common, archive_of, head_of, make_console, parse
 from benchmarks.outcomes import RequestRecord, tally
 from benchmarks.overload import CAPACITY_CLIENTS
+from benchmarks.pairs import UNKNOWN, Pair, add_pair, asked_pair
 from benchmarks.plans import OpenPlan
 from benchmarks.plot import plot_soak
 from benchmarks.processes import Group
-from benchmarks.systems import OURS, Running, Setup, running
+from benchmarks.systems import OURS, Running, Setup, answered_by, running
 from benchmarks.target import picture
 from benchmarks.trace import poisson
 from handlers.hardware import usable_cores
+from model_store.build.archive import read_card
 
 SLOTS_METRIC = "mobilevision_shm_slots"
 FREE_STATE = "free"
@@ -116,6 +118,7 @@ class _Soaked:
     records: list[RequestRecord] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     slots: dict[str, float] = field(default_factory=dict)
+    pair: Pair = UNKNOWN  # what computed the first answer
     complete: bool = False
 
 
@@ -176,6 +179,8 @@ def result_of(soaked: _Soaked, head: results.Head, model: str, options: argparse
         processes_that_ended=sum(process not in last for process in seen),
         slots_in_use_at_end=in_use,
         slots=soaked.slots,
+        engine=soaked.pair.engine,
+        dtype=soaked.pair.dtype,
     )
 
 
@@ -195,6 +200,7 @@ def main() -> None:
     """Measure, write soak.json and soak.png, and print a line for each process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common(parser, peers=False)
+    add_pair(parser)
     parser.add_argument("--minutes", type=float, help="of load [10; quick: 1]")
     parser.add_argument("--load", type=float, default=0.9, help="share of the capacity [0.9]")
     parser.add_argument("--deadline-ms", type=float, default=5000.0, help="of every request [5000]")
@@ -211,8 +217,11 @@ def main() -> None:
     model = options.models[0]
     head = head_of("soak", options)
     soaked = _Soaked()
-    with running(OURS, [archive_of(options.archives, model)], Setup(Shape(usable_cores(), 1)), picture()) as server:
+    archive = archive_of(options.archives, model)
+    setup = Setup(Shape(usable_cores(), 1), pair=asked_pair(options))
+    with running(OURS, [archive], setup, picture()) as server:
         try:
+            soaked.pair = answered_by(server.ask(read_card(archive)))
             soak(server, options, soaked, console)
         except (KeyboardInterrupt, load.LoadFailed) as stopped:
             console.print(f"[yellow]stopped early:[/] {stopped or 'Ctrl-C'}; the results so far are kept")

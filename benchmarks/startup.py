@@ -21,11 +21,13 @@ from benchmarks import results
 from benchmarks.figures import spread
 from benchmarks.limit import Shape
 from benchmarks.options import add_common, archive_of, head_of, make_console, parse, participants_of
+from benchmarks.pairs import add_pair, asked_pair
 from benchmarks.peers.environments import PeerUnavailable
 from benchmarks.plot import plot_startup
 from benchmarks.processes import DidNotStart
-from benchmarks.systems import Setup, prepare, running
+from benchmarks.systems import Setup, answered_by, prepare, running
 from benchmarks.target import picture
+from model_store.build.archive import read_card
 
 REST_SECONDS = 3.0
 IMAGE_NAME = "mobilevision"
@@ -53,9 +55,11 @@ class _Measured:
         )
 
 
-def measure_start(name: str, archive: Path, workers: int, rest_seconds: float) -> tuple[results.Start, str]:
-    """Start a system once. Returns the measurement and the version. Raises `PeerUnavailable`, `DidNotStart`."""
-    with running(name, [archive], Setup(Shape(workers, 1)), picture()) as server:
+def measure_start(
+    name: str, archive: Path, setup: Setup, rest_seconds: float
+) -> tuple[results.Start, results.Participant]:
+    """Start a system once. Raises `PeerUnavailable`, `DidNotStart`."""
+    with running(name, [archive], setup, picture()) as server:
         time.sleep(rest_seconds)
         memory = server.group.memory()
         start = results.Start(
@@ -67,7 +71,15 @@ def measure_start(name: str, archive: Path, workers: int, rest_seconds: float) -
             idle_rss_mib=sum(process.rss_mib for process in memory),
             processes=len(memory),
         )
-        return start, server.version
+        pair = answered_by(server.ask(read_card(archive)))
+        return start, results.Participant(
+            name,
+            archive.stem,
+            version=server.version,
+            shape=str(setup.shape),
+            engine=pair.engine,
+            dtype=pair.dtype,
+        )
 
 
 def image_sizes() -> list[results.ImageSize]:
@@ -95,6 +107,7 @@ def main() -> None:
     """Measure, write startup.json and startup.png, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common(parser)
+    add_pair(parser)
     parser.add_argument("--repeats", type=int, help="starts of each system [3; quick: 1]")
     parser.add_argument("--workers", type=int, default=1, help="worker processes, one torch thread each [1]")
     parser.add_argument("--rest", type=float, default=REST_SECONDS, help="seconds before memory is read [3]")
@@ -112,13 +125,12 @@ def main() -> None:
                     continue
                 try:
                     prepare(name)
-                    start, version = measure_start(name, archive, options.workers, options.rest)
+                    setup = Setup(Shape(options.workers, 1), pair=asked_pair(options))
+                    start, measured.participants[name] = measure_start(name, archive, setup, options.rest)
                 except (PeerUnavailable, DidNotStart, OSError) as error:
                     console.print(f"[red]{name} is not measured:[/] {escape(str(error))}")
                     measured.participants[name] = results.Participant(name, archive.stem, error=str(error))
                     continue
-                shape = f"{options.workers}x1"
-                measured.participants[name] = results.Participant(name, archive.stem, version=version, shape=shape)
                 measured.starts.append(start)
                 console.print(
                     f"start {number}: {name} {start.seconds_to_first_answer:.1f} s, "

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.limit import Shape, unpack
 from benchmarks.machine import ROOT, package_version, revision
+from benchmarks.pairs import ANY, AUTO, Pair
 from benchmarks.peers import PEERS, Peer
 from benchmarks.peers.config import PeerConfig, free_ports
 from benchmarks.peers.environments import python_of, version_of
@@ -45,13 +46,17 @@ _REPLIES: dict[Task, type[Reply]] = {
 
 @dataclass(frozen=True)
 class Setup:
-    """Settings of a server. `max_wait_ms`: how long a peer may wait to fill a batch; our server never waits."""
+    """Settings of a server. `max_wait_ms`: how long a peer may wait to fill a batch; our server never waits.
+
+    `pair` is asked of our server, and of the peers that run our runtime.
+    """
 
     shape: Shape
     max_batch: int = 16
     max_wait_ms: int = 5
     timeout_seconds: float = 30.0
     gpu: bool = False  # for peers; our server uses a GPU if there is one
+    pair: Pair = AUTO
     settings: tuple[tuple[str, str], ...] = ()  # of our server: (name without MOBILEVISION_, value)
     checkout: Path | None = None  # of BEFORE: the folder whose server and archives are used
 
@@ -136,6 +141,12 @@ def prepare(name: str) -> None:
             python_of(peer)
 
 
+def answered_by(reply: Reply) -> Pair:
+    """The network engine and the dtype that computed a reply, as it says itself. Empty words where it does not say."""
+    _, _, network = reply.model.engine.rpartition("/")  # ours name their server first: torchserve/openvino
+    return Pair(network if reply.model.dtype else "", reply.model.dtype)
+
+
 def agree(ours: Reply, other: Reply) -> bool:
     """Whether two replies agree: same best label, same best box to one pixel, or same class of the largest area."""
     if ours.picture != other.picture:
@@ -162,6 +173,8 @@ def _ours(name: str, archives: Sequence[Path], setup: Setup, picture: bytes, fol
         "WORKER_THREADS": str(setup.shape.threads),
         "MAX_BATCH": str(setup.max_batch),
         "LOG_LEVEL": "warning",
+        # A server of another checkout may not know a setting that leaves everything to it.
+        **{name: value for name, value in (("ENGINE", setup.pair.engine), ("DTYPE", setup.pair.dtype)) if value != ANY},
         **dict(setup.settings),
     }
     variables = {f"MOBILEVISION_{key}": value for key, value in settings.items()}
@@ -209,6 +222,8 @@ def _peer(peer: Peer, archive: Path, setup: Setup, picture: bytes, folder: Path)
         port=free_ports(1)[0],
         timeout_seconds=setup.timeout_seconds,
         gpu=setup.gpu,
+        engine=setup.pair.engine,
+        dtype=setup.pair.dtype,
     )
     environment = child_environment(**config.to_environment(), **dict(peer.environment), PYTHONPATH=str(ROOT))
     target = Target("http", "127.0.0.1", config.port, peer.path, peer.body(picture), peer.content_type)

@@ -1,12 +1,18 @@
 """Other model servers with the same module, the same decoding and the same replies as our server.
 
 `PEERS` lists them. Each server is one short file, written as the server's documentation shows. It runs in a Python
-environment of its own (`environments`) and is configured by a `PeerConfig`. Only the server differs from ours.
+environment of its own (`environments`) and is configured by a `PeerConfig`. Only the server differs from ours. All but
+those with an `own_engine` run the module in our runtime, with the network engine and dtype that our server is asked
+for.
 """
 
 import base64
 import json
 from dataclasses import dataclass
+
+from handlers.options import OPENVINO, TORCHSCRIPT
+
+_MOSEC = ("mosec==0.9.8",)
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class Peer:
     json_lists: bool = False  # for servers whose requests and replies are lists: lists with one item
 
     environment: tuple[tuple[str, str], ...] = ()  # environment variables of the server
+    own_engine: str = ""  # what computes its networks, where that is not our runtime
 
     def body(self, picture: bytes) -> bytes:
         """The request body for a picture."""
@@ -38,8 +45,23 @@ class Peer:
 
 PEERS = (
     Peer("torchserve_alone", "torchserve", "benchmarks.peers.torchserve_alone", (), path="/predictions/peer"),
-    Peer("torchserve_documented", "torchserve", "benchmarks.peers.torchserve_documented", (), path="/predictions/peer"),
-    Peer("mosec", "mosec", "benchmarks.peers.mosec_server", ("mosec==0.9.8",), path="/inference"),
+    Peer(
+        "torchserve_documented",
+        "torchserve",
+        "benchmarks.peers.torchserve_documented",
+        (),
+        path="/predictions/peer",
+        own_engine=TORCHSCRIPT,
+    ),
+    Peer("mosec", "mosec", "benchmarks.peers.mosec_server", _MOSEC, path="/inference"),
+    Peer(
+        "mosec_openvino",
+        "mosec",
+        "benchmarks.peers.mosec_openvino_server",
+        _MOSEC,
+        path="/inference",
+        own_engine=OPENVINO,
+    ),
     Peer(
         "litserve",
         "litserve",

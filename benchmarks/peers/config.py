@@ -11,7 +11,10 @@ VARIABLE = "BENCHMARK_PEER_CONFIG"
 
 @dataclass(frozen=True)
 class PeerConfig:
-    """`folder` contains the unpacked archive. `timeout_seconds` is the time-out of the server for a request."""
+    """`folder` contains the unpacked archive. `timeout_seconds` is the time-out of the server for a request.
+
+    `engine` and `dtype` are asked of our runtime; a peer that does not use it ignores them.
+    """
 
     folder: str
     workers: int
@@ -21,6 +24,8 @@ class PeerConfig:
     port: int
     timeout_seconds: float
     gpu: bool = False
+    engine: str = "auto"
+    dtype: str = "auto"
 
     def to_environment(self) -> dict[str, str]:
         """Environment variables of the server."""

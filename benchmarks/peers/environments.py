@@ -1,7 +1,8 @@
 """A virtual environment for each peer, under the cache folder. It is made once for each list of requirements.
 
-The packages on which the amount of work depends (torch, numpy, Pillow, OpenCV) have the versions of this project's
-environment. pip chooses the versions of other dependencies.
+The packages on which the amount of work depends (torch, numpy, Pillow, OpenCV, and OpenVINO where this project has it)
+have the versions of this project's environment. pip chooses the versions of other dependencies. Peers with the same
+requirements share an environment.
 """
 
 import hashlib
@@ -10,12 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.machine import CACHE, package_version
+from benchmarks.machine import ABSENT, CACHE, package_version
 from benchmarks.peers import Peer
+from handlers.options import OPENVINO
 
 INSTALL_SECONDS = 1800
-# Packages that `peers.model` imports through `service.preprocess.image` and `service.frontends.tasks`.
-_SAME_VERSION = ("torch", "numpy", "pillow", "opencv-python-headless")
+_OPENVINO_PACKAGE = "openvino"
+# Packages that `peers.model` imports through `handlers`, `service.preprocess.image` and `service.frontends.tasks`.
+_SAME_VERSION = ("torch", "numpy", "pillow", "opencv-python-headless", _OPENVINO_PACKAGE)
 _NEEDED = ("pydantic", "grpcio", "grpcio-status", "googleapis-common-protos")
 
 
@@ -25,11 +28,14 @@ class PeerUnavailable(RuntimeError):
 
 def python_of(peer: Peer) -> Path:
     """Path of the Python that runs a peer. Installs the peer first if needed. Raises `PeerUnavailable`."""
+    versions = {name: package_version(name).partition("+")[0] for name in _SAME_VERSION}
+    if peer.own_engine == OPENVINO and versions[_OPENVINO_PACKAGE] == ABSENT:
+        raise PeerUnavailable(f"{peer.name} needs OpenVINO: pip install 'mobilevision[openvino]'")
     if not peer.requirements:
         return Path(sys.executable)
-    same = [f"{name}=={package_version(name).partition('+')[0]}" for name in _SAME_VERSION]
+    same = [f"{name}=={version}" for name, version in versions.items() if version != ABSENT]
     requirements = [*same, *_NEEDED, *peer.requirements]
-    folder = CACHE / "venvs" / peer.name
+    folder = CACHE / "venvs" / peer.package
     stamp = folder / "installed"
     wanted = hashlib.sha256("\n".join(requirements).encode()).hexdigest()
     if not stamp.is_file() or stamp.read_text() != wanted:

@@ -1,14 +1,17 @@
-"""The work that every peer does on pictures: our decoding, our module in our runtime, our reply message."""
+"""The work that every peer does on pictures: our decoding, our module in our runtime, our reply message.
+
+Replies name the engine and the dtype that computed them, as those of our server do.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
-from google.protobuf.message import Message
 
 from benchmarks.peers.config import PeerConfig
 from handlers.contract.card import Card, Task
 from handlers.contract.frame import Array
+from handlers.options import TORCHSCRIPT
 from handlers.runtime import RuntimeOptions, load
 from service.core.types import Decoded, Prediction
 from service.frontends.tasks.classify import DEFAULT_TOP_K, classify_response
@@ -20,8 +23,10 @@ from service.preprocess.limits import Limits
 
 CONTENT_TYPE = "application/x-protobuf"
 
+Reply = vision_pb2.ClassifyResponse | vision_pb2.DetectResponse | vision_pb2.SegmentResponse
+
 _LIMITS = Limits(max_bytes=20 * 2**20, max_pixels=64_000_000)  # defaults of the gateway
-_RENDER: Mapping[Task, Callable[[Card, Decoded, Prediction], Message]] = {
+_RENDER: Mapping[Task, Callable[[Card, Decoded, Prediction], Reply]] = {
     Task.CLASSIFY: partial(classify_response, top_k=DEFAULT_TOP_K),
     Task.DETECT: partial(
         detect_response, score_threshold=DEFAULT_SCORE_THRESHOLD, max_detections=DEFAULT_MAX_DETECTIONS
@@ -31,7 +36,10 @@ _RENDER: Mapping[Task, Callable[[Card, Decoded, Prediction], Message]] = {
 
 
 class PeerTask:
-    """Decoding before the module and replies after it."""
+    """Decoding before the module and replies after it. `engine` and `dtype` are what computes the network."""
+
+    engine = TORCHSCRIPT
+    dtype = "float32"
 
     def __init__(self, config: PeerConfig) -> None:
         self._card = Card.read(config.model_folder / "card.json")
@@ -53,7 +61,9 @@ class PeerTask:
                 transport_seconds=0.0,
                 inference_seconds=0.0,
             )
-            replies.append(self._render(self._card, picture, prediction).SerializeToString())
+            reply = self._render(self._card, picture, prediction)
+            reply.model.engine, reply.model.dtype = self.engine, self.dtype
+            replies.append(reply.SerializeToString())
         return replies
 
 
@@ -62,8 +72,9 @@ class PeerModel(PeerTask):
 
     def __init__(self, config: PeerConfig) -> None:
         super().__init__(config)
-        options = RuntimeOptions(threads=config.threads)
+        options = RuntimeOptions(threads=config.threads, engine=config.engine, dtype=config.dtype)
         self._runner = load(config.model_folder, gpu_id=0 if config.gpu else None, options=options)
+        self.engine, self.dtype = self._runner.engine, self._runner.dtype_name
 
     def answer(self, pictures: Sequence[Decoded]) -> list[bytes]:
         """Run one batch. Returns the serialized reply message of each picture."""

@@ -1,21 +1,37 @@
 """mosec: a Rust front end that batches, with Python workers. Set up as in the examples of its documentation."""
 
 import sys
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from mosec import Server, Worker
 
 from benchmarks.peers.config import PeerConfig
 from benchmarks.peers.model import CONTENT_TYPE, PeerModel
+from service.core.types import Decoded
+
+
+class Answering(Protocol):
+    """A model in a worker: the methods of `PeerModel`."""
+
+    def decode(self, image: bytes) -> Decoded:
+        """Decode one picture."""
+        ...
+
+    def answer(self, pictures: Sequence[Decoded]) -> list[bytes]:
+        """The reply of each picture of a batch."""
+        ...
 
 
 class Vision(Worker):
     """Decodes, runs and renders a batch."""
 
     resp_mime_type = CONTENT_TYPE
+    make: Callable[[PeerConfig], Answering] = PeerModel
 
     def __init__(self) -> None:
         super().__init__()
-        self._model = PeerModel(PeerConfig.from_environment())
+        self._model = type(self).make(PeerConfig.from_environment())
 
     def deserialize(self, data: bytes) -> bytes:
         """Return the body, which is the picture."""
@@ -32,7 +48,7 @@ class Vision(Worker):
         return self._model.answer([self._model.decode(image) for image in data])
 
 
-def main() -> None:
+def main(worker: type[Vision] = Vision) -> None:
     """Serve until SIGTERM."""
     config = PeerConfig.from_environment()
     # mosec reads its own options from the command line.
@@ -40,7 +56,7 @@ def main() -> None:
     sys.argv += ["--timeout", str(round(config.timeout_seconds * 1000))]
     server = Server()
     server.append_worker(
-        Vision,
+        worker,
         num=config.workers,
         max_batch_size=config.max_batch,
         max_wait_time=max(1, config.max_wait_ms),

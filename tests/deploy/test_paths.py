@@ -62,7 +62,7 @@ def copied(dockerfile: str) -> list[str]:
 
 def test_the_patterns_find_known_paths_and_modules() -> None:
     assert ("deploy/docker/gateway-probe", "service/engines/torchserve/container_probe.py") in named(PATH)
-    assert ("Makefile", "benchmarks.report") in named(MODULE_RUN)
+    assert ("Makefile", "benchmarks.pages") in named(MODULE_RUN)
 
 
 # tests/docs/test_links.py checks the paths in documents.

@@ -8,84 +8,40 @@ from typing import Any
 
 import pytest
 
-from benchmarks import report
+from benchmarks import pages
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-SYSTEMS = {column: system for system, column in report.SYSTEMS.items()}
-
-
-def table() -> dict[str, dict[str, str]]:
-    """The README's table of figures: cells by row and column, without markup."""
-    lines = README[README.index("| figure | ours |") :].split("\n\n", 1)[0].splitlines()
-    head, _, *rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines]
-    return {row[0].replace("`", ""): dict(zip(head[1:], row[1:], strict=True)) for row in rows}
-
-
-ROWS = table()
-NOT_MEASURED = "–"
-
-
-def rows(first: str) -> list[tuple[str, dict[str, str]]]:
-    """The rows whose name begins so: the rest of the name, and the cells by column. A table without any fails."""
-    found = [(name.removeprefix(first), cells) for name, cells in ROWS.items() if name.startswith(first)]
-    assert found, f"the README has no row {first}..."
-    return found
 
 
 def measured(name: str) -> Any:
     return json.loads((ROOT / "benchmarks" / "measured" / f"{name}.json").read_bytes())
 
 
-def test_the_readme_has_these_rows() -> None:
-    assert list(ROWS) == [
-        "throughput, mobilevit_xxs_classify",
-        "throughput, emo_1m_classify",
-        "throughput, mobilevit_xxs_detect",
-        "throughput, mobilevit_xxs_segment",
-        "in time at load 0.9",
-        "in time at load 1.2",
-        "in time at load 2.0",
-        "added ms, mobilevit_xxs_classify",
-        "added ms, emo_1m_classify",
-        "start, seconds",
-        "memory at rest, MiB",
-    ]
+@pytest.mark.parametrize("page", ["docs/performance.md", "README.md", "docs/capacity.md"])
+def test_the_figures_of_a_page_are_those_of_the_files(page: str) -> None:
+    assert (ROOT / page).read_text() == pages.pages(ROOT, pages.read())[ROOT / page], "make docs"
 
 
-@pytest.mark.parametrize(("model", "shares"), rows("throughput, "))
-def test_shares_of_the_limit(model: str, shares: dict[str, str]) -> None:
-    result, case = measured("serving"), f"{model}/32"
-    found = {"mobilevision": result["ratio_to_limit"][case], **result["peer_ratio_to_limit"][case]}
-    assert shares == {column: f"{found[system]['median']:.2f}" for column, system in SYSTEMS.items()}
+@pytest.mark.parametrize("page", ["README.md", "docs/capacity.md"])
+def test_a_page_says_which_run_its_figures_are_of(page: str) -> None:
+    _, block, _ = (ROOT / page).read_text().split(pages.MARK)
+    machine = measured("serving")["head"]["machine"]
+    assert f"revision {machine['git_revision'][:12]}. " in block
+    assert machine["started_utc"][:10] in block
+    assert "TorchScript, in float32" in block or "The networks ran in" in block
 
 
-@pytest.mark.parametrize(("load", "goodput"), rows("in time at load "))
-def test_goodput_under_overload(load: str, goodput: dict[str, str]) -> None:
-    found = measured("overload")["goodput_over_capacity"]
-    expected = {
-        column: f"{found[system][f'{float(load):g}']['median']:.2f}" if system in found else NOT_MEASURED
-        for column, system in SYSTEMS.items()
-    }
-    assert goodput == expected
+def test_the_readme_has_a_row_for_every_model_that_was_measured() -> None:
+    _, block, _ = README.split(pages.MARK)
+    models = {turn["model"] for turn in measured("serving")["turns"]}
+    assert models <= set(re.findall(r"^\| `(\w+)` \|", block, re.MULTILINE))
 
 
-@pytest.mark.parametrize(("model", "added"), rows("added ms, "))
-def test_what_is_added_to_a_picture_that_comes_alone(model: str, added: dict[str, str]) -> None:
-    found = measured("serving")["added_ms"][model]
-    assert added == {column: f"{found[system]['median']:.1f}" for column, system in SYSTEMS.items()}
-
-
-@pytest.mark.parametrize(
-    ("figure", "key", "digits"), [("start, seconds", "median_seconds", 1), ("memory at rest, MiB", "idle_pss_mib", 0)]
-)
-def test_start_and_rest(figure: str, key: str, digits: int) -> None:
-    result = measured("startup")
-    assert ROWS[figure] == {column: f"{result[key][system]:.{digits}f}" for column, system in SYSTEMS.items()}
-
-
-def test_the_page_of_results_is_the_files() -> None:
-    assert (ROOT / "docs" / "performance.md").read_text() == report.page(), "make docs"
+def test_the_published_plots_are_there() -> None:
+    shown = re.findall(r"!\[.*\]\((\w+\.png)\)", (ROOT / "docs" / "performance.md").read_text())
+    assert {"serving.png", "overload.png", "scaling.png"} <= set(shown)
+    assert all((ROOT / "docs" / name).is_file() for name in shown)
 
 
 def test_figures_of_a_gpu() -> None:

@@ -1,9 +1,10 @@
 import pytest
 
-from benchmarks import overload, results, serving
+from benchmarks import overload, results, serving_report
 from benchmarks.figures import Spread
 from benchmarks.machine import describe
 from benchmarks.options import make_console
+from benchmarks.serving_results import ServingResult
 from benchmarks.systems import names
 
 HALF = Spread(median=0.5, low=0.25, high=0.75, rounds=3)
@@ -13,20 +14,24 @@ MODEL = "mobilevit_xxs_classify"
 
 def test_the_table_of_serving_is_complete_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     head = results.Head("serving", describe(), {}, complete=True)
-    result = results.ServingResult(
+    result = ServingResult(
         head=head,
         generator="h2load",
         participants=[],
+        limits=[],
         tried=[],
         limit_turns=[],
         turns=[],
         ratio_to_limit={f"{MODEL}/128": HALF},
-        peer_ratio_to_limit={},
+        ratio_to_torchscript={f"{MODEL}/128": HALF},
         ratio_to_peer={f"{MODEL}/128": dict.fromkeys(PEERS, HALF)},
+        peer_ratio_to_limit={},
+        peer_ratio_to_torchscript={},
+        limit_to_torchscript={},
         added_ms={},
     )
 
-    serving.show(result, make_console())
+    serving_report.show(result, make_console())
 
     shown = capsys.readouterr().err
     assert f"{MODEL}/128" in shown

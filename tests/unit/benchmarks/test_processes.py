@@ -67,7 +67,10 @@ def test_the_error_of_an_ended_command_contains_its_output(tmp_path):
             group.check_alive()
 
 
-def test_pending_work_is_finished_before_a_server_is_paused(tmp_path):
+def test_pending_work_is_finished_before_a_server_is_paused(tmp_path, monkeypatch):
+    """Also on a machine that leaves it little CPU time."""
+    monkeypatch.setattr(processes, "_MOST_REST_SECONDS", 300.0)
+    monkeypatch.setattr(processes, "_IDLE_CPU_SHARE", 2.0)  # as if it had got less than its share
     program = """
 import time
 end = time.process_time() + 1

@@ -7,12 +7,13 @@ import math
 import pytest
 from pydantic import TypeAdapter
 
-from benchmarks import results
+from benchmarks import results, serving_results
 from benchmarks.figures import Spread
 from benchmarks.limit import Shape, Throughput
 from benchmarks.machine import describe
 from benchmarks.outcomes import Outcome
 from benchmarks.overload import _Measured as MeasuredOverload
+from benchmarks.pairs import AUTO, REFERENCE, Pair
 from benchmarks.scaling import Reference
 from benchmarks.scaling import _Measured as MeasuredScaling
 from benchmarks.serving import candidates
@@ -22,7 +23,7 @@ HEAD = results.Head("test", describe(), {"seconds": "1"}, complete=False)
 
 
 def turn(number, system, per_second, clients=8):
-    return results.Turn(number, system, "toy", clients, 10, 0, per_second, 1.0, 2.0, 3.0, 0.1, 100.0, 200.0)
+    return serving_results.Turn(number, system, "toy", clients, 10, 0, per_second, 1.0, 2.0, 3.0, 0.1, 100.0, 200.0)
 
 
 def read(path, kind):
@@ -42,10 +43,68 @@ def test_serving_divides_each_turn_by_the_limit_around_it(tmp_path):
     assert result.ratio_to_peer["toy/8"]["mosec"].median == pytest.approx(1.2)
     assert result.peer_ratio_to_limit["toy/8"]["mosec"].median == pytest.approx(0.75)
     results.write(tmp_path / "serving.json", result)
-    again = read(tmp_path / "serving.json", results.ServingResult)
+    again = read(tmp_path / "serving.json", serving_results.ServingResult)
     assert again.head.complete
     assert again.head.machine.cores >= 1
     assert again.turns == result.turns
+
+
+def limit_turn(number, per_second, pair, clients=8):
+    return serving_results.LimitTurn(number, clients, "toy", "2x1", 8, per_second, 10.0, pair.engine, pair.dtype)
+
+
+def test_torchscript_in_process_is_compared_through_the_limit_beside_it():
+    """The machine is half as fast at the end of the round, so that neither mean alone would do."""
+    fastest = Pair("openvino", "bfloat16")
+    measured = ServingRecord(HEAD, "h2load")
+    measured.limit_turns += [
+        limit_turn(1, 100.0, REFERENCE),
+        limit_turn(1, 200.0, fastest),
+        limit_turn(1, 999.0, fastest),  # between two servers: no turn of the reference is beside it
+        limit_turn(1, 100.0, fastest),
+        limit_turn(1, 50.0, REFERENCE),
+    ]
+    measured.turns += [
+        dataclasses.replace(turn(1, "mobilevision", 180.0), limit_per_second=200.0),
+        dataclasses.replace(turn(1, "mosec", 100.0), limit_per_second=125.0),
+    ]
+    result = measured.result(complete=True)
+    assert result.limit_to_torchscript["toy/8"].median == pytest.approx(2.0)
+    assert result.ratio_to_torchscript["toy/8"].median == pytest.approx(1.8)
+    assert result.peer_ratio_to_torchscript["toy/8"]["mosec"].median == pytest.approx(1.6)
+    assert result.ratio_to_limit["toy/8"].median == pytest.approx(0.9)
+
+
+def test_the_limit_may_be_torchscript_itself():
+    measured = ServingRecord(HEAD, "h2load")
+    measured.limit_turns += [limit_turn(1, 100.0, REFERENCE), limit_turn(1, 90.0, REFERENCE)]
+    measured.turns.append(dataclasses.replace(turn(1, "mobilevision", 76.0), limit_per_second=95.0))
+    result = measured.result(complete=True)
+    assert result.limit_to_torchscript["toy/8"].median == 1.0
+    assert result.ratio_to_torchscript["toy/8"].median == pytest.approx(0.8)
+
+
+def test_a_round_that_was_cut_short_counts_what_was_measured_beside_each_other():
+    fastest = Pair("openvino", "float32")
+    measured = ServingRecord(HEAD, "h2load")
+    measured.limit_turns += [
+        limit_turn(1, 100.0, REFERENCE),
+        limit_turn(1, 150.0, fastest),
+        limit_turn(1, 300.0, fastest),
+    ]
+    measured.limit_turns.append(limit_turn(2, 100.0, REFERENCE))
+    measured.turns.append(dataclasses.replace(turn(1, "mobilevision", 90.0), limit_per_second=225.0))
+    gain = measured.result(complete=False).limit_to_torchscript["toy/8"]
+    assert (gain.median, gain.rounds) == (1.5, 1)
+
+
+def test_without_the_reference_nothing_is_relative_to_it():
+    measured = ServingRecord(HEAD, "h2load")
+    measured.limit_turns.append(limit_turn(1, 100.0, Pair("torchscript", "float16")))
+    measured.turns.append(dataclasses.replace(turn(1, "mobilevision", 90.0), limit_per_second=100.0))
+    result = measured.result(complete=True)
+    assert result.ratio_to_torchscript == result.limit_to_torchscript == {}
+    assert result.ratio_to_limit["toy/8"].median == pytest.approx(0.9)
 
 
 def test_added_latency_is_taken_from_turns_with_one_client():
@@ -60,7 +119,7 @@ def test_added_latency_is_taken_from_turns_with_one_client():
 def test_a_run_without_turns_still_writes_a_file(tmp_path):
     result = ServingRecord(HEAD, "h2load").result(complete=False)
     results.write(tmp_path / "serving.json", result)
-    assert not read(tmp_path / "serving.json", results.ServingResult).head.complete
+    assert not read(tmp_path / "serving.json", serving_results.ServingResult).head.complete
 
 
 def test_overload_is_the_median_over_rounds_by_system_and_load(tmp_path):
@@ -93,7 +152,7 @@ def test_scaling_divides_a_point_by_the_limit_before_and_after_it():
     class Slowing:
         def measure(self, batch, seconds):
             speed = next(speeds)
-            return Throughput(Shape(2, 1), batch, speed, cpu_ms_per_picture=2000 / speed)
+            return Throughput(REFERENCE, Shape(2, 1), batch, speed, cpu_ms_per_picture=2000 / speed)
 
     point = Reference(Slowing(), 1.0).beside(results.ScalingPoint("batch", 8, per_second=75.0, cpu_ms_per_picture=60.0))
     assert (point.share_of_limit, point.cost_over_limit) == (1.0, 2.0)
@@ -110,6 +169,11 @@ def test_peers_have_at_least_as_many_set_ups_as_our_server():
     assert len(candidates("mosec", quick=False)) >= len(candidates("mobilevision", quick=False))
     (chosen,) = candidates("mobilevision", quick=True, settings=["cuda_graphs=false", "A=b=c"])
     assert chosen.settings == (("CUDA_GRAPHS", "false"), ("A", "b=c"))
+    assert {setup.pair for setup in candidates("mosec", quick=False)} == {AUTO}
+    asked = Pair("openvino", "float32")
+    assert {
+        setup.pair for name in ("mobilevision", "mosec") for setup in candidates(name, quick=False, pair=asked)
+    } == {asked}
     assert len(candidates("mosec", quick=True)) == len(candidates("mobilevision", quick=True)) == 1
 
 
