@@ -6,13 +6,13 @@ manifests for clusters of such pods. `autoscaler` contains the documented arithm
 
 import math
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from autoscaler import SYNC_SECONDS, Autoscaler, Metric
+from promql import needs_prometheus
 from replay import PROFILE, ROOT, Replay, prometheus
 
 COMPONENTS = ROOT / "deploy" / "k8s" / "components"
@@ -20,11 +20,6 @@ SCALED = yaml.safe_load((COMPONENTS / "keda" / "scaledobject.yaml").read_text())
 HPA = yaml.safe_load((COMPONENTS / "hpa" / "horizontalpodautoscaler.yaml").read_text())["spec"]
 HOUR_SECONDS = 3600.0
 PER_POD = PROFILE["capacity_per_second"] * PROFILE["planned_load"]  # R x u
-
-needs_prometheus = pytest.mark.skipif(
-    shutil.which("promtool") is None or shutil.which("prometheus") is None,
-    reason="prometheus (Debian package: prometheus) is not installed",
-)
 
 
 def keda() -> dict[str, float]:
@@ -62,11 +57,22 @@ def course(replay: Replay, wanted: dict[str, float], behavior: dict[str, Any], s
 
 
 @needs_prometheus
-@pytest.mark.parametrize("load", [2 * PER_POD, 3.5 * PER_POD, 9 * PER_POD, 10.5 * PER_POD, 12 * PER_POD])
-def test_the_queries_ask_for_what_the_capacity_model_predicts(load: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("load", "processes"),
+    [
+        (2 * PER_POD, 1),
+        (3.5 * PER_POD, 1),
+        (3.5 * PER_POD, 2),
+        (9 * PER_POD, 1),
+        (10.5 * PER_POD, 1),
+        (12 * PER_POD, 1),
+        (12 * PER_POD, 3),
+    ],
+)
+def test_the_queries_ask_for_what_the_capacity_model_predicts(load: float, processes: int, tmp_path: Path) -> None:
     predicted = math.ceil(load / PER_POD)
     possible = range(SCALED["minReplicaCount"], SCALED["maxReplicaCount"] + 1)
-    with prometheus(tmp_path, load, possible) as replay:
+    with prometheus(tmp_path, load, possible, processes) as replay:
         by_keda = course(replay, keda(), SCALED["advanced"]["horizontalPodAutoscalerConfig"]["behavior"], HOUR_SECONDS)
         by_hpa = course(replay, hpa(), HPA["behavior"], HOUR_SECONDS)
     for counts in (by_keda, by_hpa):
