@@ -16,17 +16,16 @@ from pathlib import Path
 
 import pytest
 from fakes import toy_card
-from prometheus_client.parser import text_string_to_metric_families
 from serving import free_ports
 
 from service.core.types import RequestRecord
 from service.frontends.http.supervisor_probes import SUPERVISOR
-from service.observability.merge_metrics import merged
+from service.observability.merge_metrics import LABEL
 from service.observability.metrics import Metrics
 
 STEP_SECONDS = 15
 BEGIN = 1_700_000_000
-STEPS = 41  # ten minutes
+STEPS = 25  # six minutes
 LAST = STEPS - 1
 CARD = toy_card()
 
@@ -39,25 +38,18 @@ Series = dict[str, list[float]]  # metric{labels} -> one value per step
 Result = list[tuple[dict[str, str], float]]
 
 
-def scraped(pages: Sequence[bytes], **labels: str) -> Series:
-    """The samples of metrics pages, one page per step, with the labels that Prometheus adds to the target."""
-    found: Series = {}
-    for number, page in enumerate(pages):
-        for family in text_string_to_metric_families(page.decode()):
-            for sample in family.samples:
-                both = sample.labels | labels
-                name = f"{sample.name}{{{','.join(f'{key}={json.dumps(value)}' for key, value in both.items())}}}"
-                assert len(found.setdefault(name, [])) == number, f"{name} is not on every page"
-                found[name].append(sample.value)
-    return found
-
-
-def page_of(processes: Sequence[Metrics]) -> bytes:
-    """The metrics page of one pod, as the gateway or the supervisor of several gateway processes answers it."""
+def scrape(processes: Sequence[Metrics]) -> Iterator[tuple[str, float]]:
+    """The samples of the metrics page of one pod. Several processes have a supervisor, and a label that names each."""
     if len(processes) == 1:
-        return processes[0].page()
-    pages = {str(number): metrics.page() for number, metrics in enumerate(processes)}
-    return merged({SUPERVISOR: Metrics().page()} | pages)
+        named = {"": processes[0]}
+    else:
+        named = {SUPERVISOR: Metrics()} | {str(number): metrics for number, metrics in enumerate(processes)}
+    for process, metrics in named.items():
+        extra = {LABEL: process} if process else {}
+        for family in metrics.registry.collect():
+            for sample in family.samples:
+                labels = ",".join(f"{key}={json.dumps(value)}" for key, value in (sample.labels | extra).items())
+                yield f"{sample.name}{{{labels}}}", sample.value
 
 
 def nothing(metrics: Metrics) -> None:
@@ -85,16 +77,17 @@ def fleet(
             metrics.add_model(CARD, queue_length=lambda: 0.0, queue_age=lambda: 0.0)
             metrics.requests.watch_inflight(lambda: 0.0)
             start(metrics)
-        pages = []
-        for _ in range(STEPS):
+        labels = f'namespace="mobilevision",pod="pod-{pod}",job="mobilevision",instance="10.0.0.{pod}"'
+        for step in range(STEPS):
             for call in range(calls_per_step):
                 metrics = running[call % processes]
                 record = RequestRecord("", method, CARD.name)
                 metrics.observe_request(record, code="OK", reason=None, duration_seconds=seconds)
                 each(metrics)
-            pages.append(page_of(running))
-        labels = {"namespace": "mobilevision", "pod": f"pod-{pod}", "job": "mobilevision", "instance": f"10.0.0.{pod}"}
-        series |= scraped(pages, **labels)
+            for name, value in scrape(running):
+                full = f"{name[:-1]}{'' if name.endswith('{}') else ','}{labels}}}"
+                assert len(series.setdefault(full, [])) == step, f"{full} is not on every page"
+                series[full].append(value)
     return series
 
 

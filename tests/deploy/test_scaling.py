@@ -5,44 +5,17 @@ manifests for clusters of such pods. `autoscaler` contains the documented arithm
 """
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from autoscaler import SYNC_SECONDS, Autoscaler, Metric
 from promql import needs_prometheus
-from replay import PROFILE, ROOT, Replay, prometheus
+from replay import PROFILE, Replay, prometheus
+from scaling_queries import HPA, SCALED, hpa, keda
 
-COMPONENTS = ROOT / "deploy" / "k8s" / "components"
-SCALED = yaml.safe_load((COMPONENTS / "keda" / "scaledobject.yaml").read_text())["spec"]
-HPA = yaml.safe_load((COMPONENTS / "hpa" / "horizontalpodautoscaler.yaml").read_text())["spec"]
 HOUR_SECONDS = 3600.0
 PER_POD = PROFILE["capacity_per_second"] * PROFILE["planned_load"]  # R x u
-
-
-def keda() -> dict[str, float]:
-    """The queries and their thresholds, which are means per pod."""
-    return {one["metadata"]["query"]: float(one["metadata"]["threshold"]) for one in SCALED["triggers"]}
-
-
-def hpa() -> dict[str, float]:
-    """The same for prometheus-adapter, from the rules in docs/kubernetes.md, without CPU."""
-    text = (ROOT / "docs" / "kubernetes.md").read_text()
-    rules = yaml.safe_load(re.search(r"```yaml\n(rules:.*?)```", text, re.DOTALL)[1])["rules"]
-    queries = {}
-    for rule in rules:
-        query = rule["metricsQuery"].replace("<<.Series>>", rule["seriesQuery"].partition("{")[0])
-        query = query.replace("<<.LabelMatchers>>", 'namespace="mobilevision"').replace("<<.GroupBy>>", "pod")
-        queries[rule["name"]["as"]] = f"sum({query})"
-    metrics = [one["pods"] for one in HPA["metrics"] if one["type"] == "Pods"]
-    assert {one["metric"]["name"] for one in metrics} == set(queries)
-    return {queries[one["metric"]["name"]]: quantity(one["target"]["averageValue"]) for one in metrics}
-
-
-def quantity(text: str) -> float:
-    return float(text.removesuffix("m")) / (1000 if text.endswith("m") else 1)
 
 
 def course(replay: Replay, wanted: dict[str, float], behavior: dict[str, Any], seconds: float) -> list[int]:
