@@ -196,7 +196,6 @@ def _start(metrics: Metrics) -> None:
 def _each(metrics: Metrics) -> None:
     metrics.callers.observe("camera", listed=True, code="OK")
     metrics.batches.dispatched(CARD.name, size=1, reason="idle")
-    metrics.batches.computed(CARD.name, "openvino", "float32", "")
     metrics.uploads.refused("too_slow")
     metrics.recording.count("written")
 
