@@ -28,6 +28,7 @@ BEGIN = 1_700_000_000
 STEPS = 25  # six minutes
 LAST = STEPS - 1
 CARD = toy_card()
+TARGET = 'namespace="mobilevision",job="mobilevision",app_kubernetes_io_instance="mobilevision"'
 
 needs_prometheus = pytest.mark.skipif(
     shutil.which("promtool") is None or shutil.which("prometheus") is None,
@@ -77,7 +78,7 @@ def fleet(
             metrics.add_model(CARD, queue_length=lambda: 0.0, queue_age=lambda: 0.0)
             metrics.requests.watch_inflight(lambda: 0.0)
             start(metrics)
-        labels = f'namespace="mobilevision",pod="pod-{pod}",job="mobilevision",instance="10.0.0.{pod}"'
+        labels = f'{TARGET},pod="pod-{pod}",instance="10.0.0.{pod}"'
         for step in range(STEPS):
             for call in range(calls_per_step):
                 metrics = running[call % processes]

@@ -31,7 +31,7 @@ DURATION = "mobilevision_request_duration_seconds"
 IN_WORK = "mobilevision_inflight_requests"
 QUEUE_AGE = "mobilevision_queue_age_seconds"
 GAUGES = {IN_WORK, QUEUE_AGE}
-LABELS = 'namespace="mobilevision",pod="{pod}"'
+LABELS = 'namespace="mobilevision",app_kubernetes_io_instance="mobilevision",pod="{pod}"'
 
 
 def nearest(per_pod: float) -> dict[str, Any]:

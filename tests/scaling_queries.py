@@ -1,13 +1,25 @@
 """The queries of the autoscalers in the manifests, with their thresholds, which are means per pod."""
 
 import re
+from typing import Any
 
 import yaml
 from serving import ROOT
 
 COMPONENTS = ROOT / "deploy" / "k8s" / "components"
-SCALED = yaml.safe_load((COMPONENTS / "keda" / "scaledobject.yaml").read_text())["spec"]
-HPA = yaml.safe_load((COMPONENTS / "hpa" / "horizontalpodautoscaler.yaml").read_text())["spec"]
+
+
+def spec(folder: str, file: str, patch: str, items: str) -> dict[str, Any]:
+    """The autoscaler of a component, and what the component for two cores adds to it."""
+    found: dict[str, Any] = yaml.safe_load((COMPONENTS / folder / file).read_text())["spec"]
+    path = COMPONENTS / f"{folder}-cpu-2" / patch
+    added = yaml.safe_load(path.read_text()) if path.exists() else []
+    assert {(one["op"], one["path"]) for one in added} <= {("add", f"/spec/{items}/-")}
+    return found | {items: [*found[items], *(one["value"] for one in added)]}
+
+
+SCALED = spec("keda", "scaledobject.yaml", "triggers.yaml", "triggers")
+HPA = spec("hpa", "horizontalpodautoscaler.yaml", "metrics.yaml", "metrics")
 
 
 def keda() -> dict[str, float]:
