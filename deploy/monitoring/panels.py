@@ -28,7 +28,8 @@ POD = "{{pod}} {{instance}}"  # legend of a replica; outside Kubernetes there is
 DATA_SOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
 COLUMNS = 24
 
-_VERSIONS = f"count by (model, version, role) (mobilevision_version_share{{{MODEL}}}%s)"
+_VERSIONS = f"count by (model, version) (mobilevision_model_info{{{MODEL}}}%s)"
+_CANDIDATES = f'count by (model, version) (mobilevision_version_share{{{MODEL}, role="candidate"}}%s)'
 _REPLICAS = f"count by ({REPLICA}) (mobilevision_inflight_requests{{{SCRAPED}}}%s)"
 
 Panel = timeseries.Panel | stat.Panel | heatmap.Panel | table.Panel
@@ -232,7 +233,8 @@ def _appears(series: str) -> str:
 
 
 EVENTS = (
-    Event("Versions", _appears(_VERSIONS), "{{model}} {{version}} is served as {{role}}", "purple"),
+    Event("Versions", _appears(_VERSIONS), "{{model}} {{version}} is stable", "purple"),
+    Event("Candidates", _appears(_CANDIDATES), "{{model}} {{version}} is a candidate", "light-purple"),
     Event("Pods", _appears(_REPLICAS), f"started: {POD}", "semi-dark-blue"),
 )
 

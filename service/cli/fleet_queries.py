@@ -57,7 +57,7 @@ CHECKS = (
         "pods",
         "share of the pods that serve the candidate",
         f'count(count by ({_POD}) (mobilevision_version_share{{$match, version="$candidate", role="candidate"}}))'
-        f" / count(count by ({_POD}) (mobilevision_version_share{{$match}}))",
+        f" / count(count by ({_POD}) (mobilevision_model_info{{$match}}))",
         is_floor=True,
         limit=1.0,
     ),

@@ -170,7 +170,7 @@ def test_dashboards_have_a_cluster_a_pod_and_marks_of_rollouts(file: Path) -> No
     dashboard = json.loads(file.read_text())
     variables = [one["name"] for one in dashboard["templating"]["list"]]
     assert variables[:5] == ["datasource", "cluster", "namespace", "pod", "model"]
-    assert [one["name"] for one in dashboard["annotations"]["list"]] == ["Versions", "Pods"]
+    assert [one["name"] for one in dashboard["annotations"]["list"]] == ["Versions", "Candidates", "Pods"]
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(set(ids)) == len(ids), "rows have ids too"
     assert 0 not in ids

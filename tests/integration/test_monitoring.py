@@ -44,6 +44,9 @@ NO_DATA = {
     "Restarts of containers": "Kubernetes (kube-state-metrics)",
     "TLS files expire in": "TLS",
     "Firing alerts": "a firing alert",
+    "Share of the requests per version": "a roll-out",
+    "Agreement of the candidate with the stable version": "a roll-out",
+    "Shadow runs": "a roll-out",
     "Utilization": "a GPU",
     "Memory used": "a GPU",
     "Pictures per second per GPU": "a GPU",
@@ -98,9 +101,9 @@ def load(address: str) -> Iterator[None]:
 def stack(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("monitoring")
     with contextlib.ExitStack() as running:
-        gateway = running.enter_context(
-            served(archives, folder, MODEL, MOBILEVISION_HEALTH_POLL_SECONDS="0.2", MOBILEVISION_WORKER_THREADS="1")
-        )
+        settings = {"HEALTH_POLL_SECONDS": "0.2", "WORKER_THREADS": "1", "GATEWAY_PROCESSES": "2"}
+        environment = {f"MOBILEVISION_{name}": value for name, value in settings.items()}
+        gateway = running.enter_context(served(archives, folder, MODEL, **environment))
         (scraped,) = yaml.safe_load((MONITORING / "prometheus.yml").read_text())["scrape_configs"]
         scraped["static_configs"][0]["targets"] = [gateway.http]
         prometheus, webhook = running.enter_context(alert_chain(folder, [scraped]))
