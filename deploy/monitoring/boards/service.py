@@ -205,7 +205,8 @@ def dashboard(runbook: str) -> Dashboard:
             ),
             lines(
                 "Restarts, replaced workers and retried batches",
-                "In the last five minutes.",
+                "In the last five minutes. Restarts and replaced workers are counted where the gateway started "
+                "TorchServe (one machine). For pods see the restarts of containers.",
                 units.Short,
                 Query(f"sum(increase(mobilevision_worker_restarts_total{{{SCRAPED}}}[5m]))", "restarts"),
                 Query(f"sum(increase(mobilevision_worker_replacements_total{{{MODEL}}}[5m]))", "replaced workers"),
