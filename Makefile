@@ -79,9 +79,9 @@ docs: $(STAMP) ## generate the tables in docs/
 	@$(BIN)/python -m benchmarks.hold.report > docs/reliability.md
 	@$(BIN)/python tests/checkpoint_table.py
 
-RUNBOOK_URL ?= docs/runbook.md
-monitoring: $(STAMP) ## generate rules and dashboards in deploy/monitoring; RUNBOOK_URL=... is the address of the published runbook
-	@$(BIN)/python -m deploy.monitoring.generate --runbook-url $(RUNBOOK_URL)
+RUNBOOK_URL ?=
+monitoring: $(STAMP) ## generate rules and dashboards in deploy/monitoring; RUNBOOK_URL=... is the address of your runbook
+	@$(BIN)/python -m deploy.monitoring.generate --runbook-url '$(RUNBOOK_URL)'
 
 lock: ## renew constraints.txt: the newest versions on the package index
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/python -m pip install --quiet --upgrade pip

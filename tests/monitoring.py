@@ -18,7 +18,7 @@ RULE_FILES = sorted((MONITORING / "rules").glob("*.yaml"))
 DASHBOARD_FILES = sorted((MONITORING / "dashboards").glob("*.json"))
 
 # Metrics of other exporters: Prometheus itself, cAdvisor, kube-state-metrics, NVIDIA's DCGM exporter.
-FOREIGN = re.compile(r"up|container_\w+|kube_\w+|DCGM_FI_\w+")
+FOREIGN = re.compile(r"up|ALERTS|container_\w+|kube_\w+|DCGM_FI_\w+")
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _LABEL_LISTS = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)")
@@ -63,6 +63,28 @@ def panels() -> Iterator[Panel]:
         for panel in dashboard["panels"]:
             if panel["type"] != "row":
                 yield Panel(file.stem, panel["title"], panel)
+
+
+def annotations() -> Iterator[dict[str, Any]]:
+    """Every annotation of the dashboards."""
+    for file in DASHBOARD_FILES:
+        yield from json.loads(file.read_text())["annotations"]["list"]
+
+
+# Values of the variables of the dashboards, as Grafana puts them in.
+VARIABLES = {
+    **dict.fromkeys(("$cluster", "$namespace", "$pod", "$model"), ".*"),
+    "$price_per_hour": "0.10",
+    "$__rate_interval": "1m",
+}
+
+
+def substituted(expression: str) -> str:
+    """The expression with a value for each variable of the dashboards."""
+    for name, value in VARIABLES.items():
+        expression = expression.replace(name, value)
+    assert "$" not in expression
+    return expression
 
 
 def names(expression: str) -> set[str]:

@@ -9,9 +9,6 @@ one Prometheus contains them all. The scrape interval is 15 s, as in the PodMoni
 import itertools
 import json
 import random
-import shutil
-import subprocess
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -19,20 +16,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from serving import ROOT, free_ports
+import promql
+from serving import ROOT
 
 PROFILE = json.loads((ROOT / "benchmarks" / "measured" / "load_profile.json").read_bytes())
-SCRAPE_SECONDS = 15
+SCRAPE_SECONDS = promql.STEP_SECONDS
 BLOCK_SECONDS = 5  # calls in flight are correlated from one second to the next
 LOOK_BACK_SECONDS = 150  # data before the first query: the longest range in the queries
 QUERIED_SECONDS = 600
 SECONDS = LOOK_BACK_SECONDS + QUERIED_SECONDS
 SEGMENT_SECONDS = 1200  # from one number of pods to the next; older series are stale by then
-BEGIN = 1_700_000_000
+BEGIN = promql.BEGIN
 DURATION = "mobilevision_request_duration_seconds"
 IN_WORK = "mobilevision_inflight_requests"
-GAUGES = {IN_WORK, "mobilevision_queue_age_seconds"}
-LABELS = 'namespace="mobilevision",pod="{pod}"'
+QUEUE_AGE = "mobilevision_queue_age_seconds"
+GAUGES = {IN_WORK, QUEUE_AGE}
+LABELS = 'namespace="mobilevision",app_kubernetes_io_instance="mobilevision",pod="{pod}"'
 
 
 def nearest(per_pod: float) -> dict[str, Any]:
@@ -64,7 +63,22 @@ def order(pod: int, count: int, length: int) -> list[int]:
     return [start + at for start in starts for at in range(BLOCK_SECONDS)][: SECONDS + 1]
 
 
-def segments(load: float, pods: Sequence[int]) -> Iterator[str]:
+def shares(name: str, processes: int) -> Iterator[tuple[str, float]]:
+    """The label of each gateway process of a pod, and its share of a value of the pod.
+
+    Each process has calls of its own, and a queue of its own whose age is not divided. The supervisor of several
+    processes has a series of calls in flight too, which is 0.
+    """
+    if processes == 1:
+        yield "", 1.0
+        return
+    for number in range(processes):
+        yield f',gateway_process="{number}"', 1.0 if name == QUEUE_AGE else 1 / processes
+    if name == IN_WORK:
+        yield ',gateway_process="supervisor"', 0.0
+
+
+def segments(load: float, pods: Sequence[int], processes: int = 1) -> Iterator[str]:
     """Lines of OpenMetrics, with a segment of time for each number of pods."""
     samples: dict[str, list[str]] = {}
     for number, count in enumerate(pods):
@@ -77,8 +91,10 @@ def segments(load: float, pods: Sequence[int]) -> Iterator[str]:
                 values = played(name, recorded, seconds)
                 for metric, labels in series(name):
                     lines = samples.setdefault(metric, [])
-                    for at in range(0, SECONDS + 1, SCRAPE_SECONDS):
-                        lines.append(f"{metric}{{{LABELS.format(pod=pod)}{labels}}} {values[at]:.6g} {begin + at}")
+                    for process, share in shares(name, processes):
+                        full = f"{metric}{{{LABELS.format(pod=pod)}{labels}{process}}}"
+                        for at in range(0, SECONDS + 1, SCRAPE_SECONDS):
+                            lines.append(f"{full} {values[at] * share:.6g} {begin + at}")
     for metric, lines in samples.items():
         yield f"# TYPE {metric} gauge"
         yield from lines
@@ -86,30 +102,10 @@ def segments(load: float, pods: Sequence[int]) -> Iterator[str]:
 
 
 @contextmanager
-def prometheus(folder: Path, load: float, pods: Sequence[int]) -> Iterator["Replay"]:
-    """Run a Prometheus with the series of all segments."""
-    page = folder / "page.txt"
-    page.write_text("\n".join(segments(load, pods)) + "\n")
-    command = ["promtool", "tsdb", "create-blocks-from", "openmetrics", str(page), str(folder / "data")]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    (folder / "prometheus.yml").write_text("{}\n")
-    address = f"127.0.0.1:{free_ports(1)[0]}"
-    options = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
-    options += ["--storage.tsdb.retention.time=100y", f"--web.listen-address={address}"]
-    with (folder / "prometheus.log").open("wb") as log:
-        running = subprocess.Popen(["prometheus", *options], stdout=log, stderr=log)
-    try:
-        replay = Replay(address, list(pods))
-        deadline = time.monotonic() + 60
-        while not replay.ready():
-            assert running.poll() is None, (folder / "prometheus.log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        yield replay
-    finally:
-        running.terminate()
-        running.wait(30)
-        shutil.rmtree(folder / "data")
+def prometheus(folder: Path, load: float, pods: Sequence[int], processes: int = 1) -> Iterator["Replay"]:
+    """Run a Prometheus with the series of all segments, each pod with so many gateway processes."""
+    with promql.stored(folder, segments(load, pods, processes)) as store:
+        yield Replay(store.address, list(pods))
 
 
 class Replay:
@@ -119,13 +115,6 @@ class Replay:
         self._address = address
         self._pods = pods
         self._known: dict[tuple[str, int], list[float]] = {}
-
-    def ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://{self._address}/-/ready", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
 
     def query(self, expression: str, pods: int, second: float) -> float:
         """The value of a query with one result, for a number of pods. The recording repeats after its end."""

@@ -4,6 +4,7 @@ Every panel has a unit and a description. Panels about a fault link to the headi
 builders of the Grafana Foundation SDK. This module writes no files.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,14 +15,22 @@ from grafana_foundation_sdk.models import dashboard, units
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-NAMESPACE = 'namespace=~"$namespace"'  # while All is selected it matches series without the label too
-MODEL = f'{NAMESPACE}, model=~"$model"'
+# While All is selected, these match series without the label too.
+SITE = 'cluster=~"$cluster", namespace=~"$namespace"'  # recorded series have no pod
+SCRAPED = f'{SITE}, pod=~"$pod"'
+MODEL = f'{SCRAPED}, model=~"$model"'
 ANSWERED = f'{MODEL}, code="OK", method!~"GetModel|ListModels"'
 PICTURES = f'{MODEL}, method!~"GetModel|ListModels"'
 RATE = "$__rate_interval"
+REPLICA = "cluster, namespace, job, pod, instance"  # a pod, or a server on one machine, with all its processes
+POD = "{{pod}} {{instance}}"  # legend of a replica; outside Kubernetes there is no pod
 
 DATA_SOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
 COLUMNS = 24
+
+_VERSIONS = f"count by (model, version) (mobilevision_model_info{{{MODEL}}}%s)"
+_CANDIDATES = f'count by (model, version) (mobilevision_version_share{{{MODEL}, role="candidate"}}%s)'
+_REPLICAS = f"count by ({REPLICA}) (mobilevision_inflight_requests{{{SCRAPED}}}%s)"
 
 Panel = timeseries.Panel | stat.Panel | heatmap.Panel | table.Panel
 
@@ -32,6 +41,31 @@ class Query:
 
     expr: str
     legend: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Marks in all panels over time, where series of an expression appear. `title` is like a legend."""
+
+    name: str
+    expr: str
+    title: str
+    color: str
+
+    def build(self) -> dashboard.AnnotationQuery:
+        """Build the annotation."""
+        return _Annotation(self)
+
+
+class _Annotation(dashboard.AnnotationQuery):
+    """An annotation from Prometheus. The SDK does not know the fields of that data source."""
+
+    def __init__(self, event: Event) -> None:
+        super().__init__(name=event.name, datasource=DATA_SOURCE, icon_color=event.color, expr=event.expr)
+        self._title = event.title
+
+    def to_json(self) -> dict[str, object]:
+        return super().to_json() | {"titleFormat": self._title, "step": "60s"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +153,10 @@ def page(
     runbook: str,
     variables: Sequence[dashboards.TextBoxVariable] = (),
 ) -> dashboard.Dashboard:
-    """A dashboard with the variables `datasource`, `namespace`, `model` and `variables`, and links to the others."""
+    """A dashboard with the variables `datasource`, `cluster`, `namespace`, `pod`, `model` and `variables`.
+
+    It marks roll-outs and pods that start, and has links to the other dashboards and the runbook.
+    """
     built = (
         dashboards.Dashboard(title)
         .uid(uid)
@@ -149,8 +186,10 @@ def page(
     )
     built.with_variable(dashboards.DatasourceVariable("datasource").label("Data source").type("prometheus"))
     for name, label, query in (
-        ("namespace", "Namespace", "label_values(mobilevision_model_info, namespace)"),
-        ("model", "Model", f"label_values(mobilevision_model_info{{{NAMESPACE}}}, model)"),
+        ("cluster", "Cluster", "label_values(mobilevision_model_info, cluster)"),
+        ("namespace", "Namespace", 'label_values(mobilevision_model_info{cluster=~"$cluster"}, namespace)'),
+        ("pod", "Pod", f"label_values(mobilevision_model_info{{{SITE}}}, pod)"),
+        ("model", "Model", f"label_values(mobilevision_model_info{{{SITE}}}, model)"),
     ):
         everything = dashboard.VariableOption(text=["All"], value=["$__all"], selected=True)
         built.with_variable(
@@ -172,12 +211,13 @@ def page(
             dashboard.VariableHide.HIDE_VARIABLE
         )
     )
-    panel_id = 0
+    for event in EVENTS:
+        built.annotation(event)
+    ids = itertools.count(1)
     for row in rows:
-        built.with_row(dashboards.Row(row.title))
+        built.with_row(dashboards.Row(row.title).id(next(ids)))
         for panel in row.panels:
-            panel_id += 1
-            built.with_panel(panel.id(panel_id))
+            built.with_panel(panel.id(next(ids)))
     return built.build()
 
 
@@ -185,6 +225,18 @@ def text_variable(name: str, label: str, about: str, value: str) -> dashboards.T
     """A variable that the viewer can edit."""
     chosen = dashboard.VariableOption(text=value, value=value, selected=True)
     return dashboards.TextBoxVariable(name).label(label).description(about).default_value(value).current(chosen)
+
+
+def _appears(series: str) -> str:
+    """True for two minutes after a series appeared. `series` has %s where an offset may stand."""
+    return f"{series % ''} unless {series % ' offset 2m'}"
+
+
+EVENTS = (
+    Event("Versions", _appears(_VERSIONS), "{{model}} {{version}} is stable", "purple"),
+    Event("Candidates", _appears(_CANDIDATES), "{{model}} {{version}} is a candidate", "light-purple"),
+    Event("Pods", _appears(_REPLICAS), f"started: {POD}", "semi-dark-blue"),
+)
 
 
 def _target(index: int, query: Query) -> prometheus.Dataquery:

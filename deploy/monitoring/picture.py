@@ -183,8 +183,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     variables = {
-        "namespace": ".*",
-        "model": ".*",
+        **dict.fromkeys(("cluster", "namespace", "pod", "model"), ".*"),
         "price_per_hour": given.price_per_hour,
         "__rate_interval": given.rate_interval,
     }

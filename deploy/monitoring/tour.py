@@ -100,7 +100,11 @@ def main() -> None:
         server = running.enter_context(serving(MODELS, archives=given.archives, log=folder / "serve.log"))
         address = running.enter_context(prometheus(folder, server.http))
         load(server.grpc, given.minutes * 60)
-        variables = {"namespace": ".*", "model": ".*", "price_per_hour": "0.10", "__rate_interval": "15s"}
+        variables = {
+            **dict.fromkeys(("cluster", "namespace", "pod", "model"), ".*"),
+            "price_per_hour": "0.10",
+            "__rate_interval": "15s",
+        }
         source = Source(address, time.time(), given.minutes * 60, variables)
         for file in sorted((HERE / "dashboards").glob("*.json")):
             figure = draw(json.loads(file.read_text()), source)

@@ -18,6 +18,7 @@ from service.core.settings import Settings
 from service.core.settings.listeners import DEFAULT_GRPC_PORT, DEFAULT_HTTP_PORT
 from service.engines.base import Engine
 from service.frontends.call import CallHandler
+from service.frontends.grpc.certificate_expiry import expiry_of
 from service.frontends.grpc.health import GrpcHealth
 from service.frontends.grpc.method_handlers import SERVICE, vision_service_handler
 from service.frontends.grpc.server import grpc_server
@@ -143,6 +144,7 @@ class Gateway:
             grpc_port = self._server.add_insecure_port(address)
         else:
             grpc_port = self._server.add_secure_port(address, credentials)
+            self._watch_certificates()
         self._probes = ProbeServer(
             host=settings.http_host,
             port=http_port,
@@ -164,6 +166,12 @@ class Gateway:
             for name, run in running.items()
         ]
         return ports.address(settings.grpc_host, grpc_port), ports.address(settings.http_host, self._probes.port)
+
+    def _watch_certificates(self) -> None:
+        files = {"certificate": self._settings.tls_certificate, "client_ca": self._settings.tls_client_ca}
+        for name, path in files.items():
+            if path is not None:
+                self._metrics.tls.watch(name, expiry_of(path))
 
     async def stop(self) -> None:
         """Drain and close.

@@ -1,8 +1,8 @@
 """How a candidate does beside the stable version, from the metrics pages of the gateways that serve both.
 
-In: metrics pages as Prometheus scrapes them, one per gateway. Out: a `CanaryAnalysis` of one model, with the counts of
-all gateways added up. Counts start when a gateway starts; Prometheus can show them for any window of time. This module
-never fetches a page.
+In: metrics pages as Prometheus scrapes them, one per gateway, or samples of a Prometheus. Out: a `CanaryAnalysis` of
+one model, with the counts of all gateways added up. On pages, counts start when a gateway starts. This module never
+fetches a page.
 """
 
 import math
@@ -51,7 +51,14 @@ class CanaryAnalysis:
 
 def analyze_canary(model: str, pages: Iterable[str]) -> CanaryAnalysis:
     """Compare the versions of `model` by the metrics of all `pages`. Raises `NotServed`."""
-    samples = [sample for page in pages for family in text_string_to_metric_families(page) for sample in family.samples]
+    return analyze_samples(
+        model,
+        [sample for page in pages for family in text_string_to_metric_families(page) for sample in family.samples],
+    )
+
+
+def analyze_samples(model: str, samples: Iterable[Sample]) -> CanaryAnalysis:
+    """Compare the versions of `model` by the samples of all gateways. Raises `NotServed`."""
     mine = [sample for sample in samples if sample.labels.get("model") == model]
     found = {
         (sample.labels["version"], sample.labels["role"]): sample.value
@@ -69,7 +76,7 @@ def analyze_canary(model: str, pages: Iterable[str]) -> CanaryAnalysis:
     compared = _sum(mine, "version_agreement_count", both)
     total = _sum(mine, "version_agreement_sum", both)
     shadow = {
-        outcome: int(_sum(mine, "shadow_runs_total", {"version": candidate, "outcome": outcome}))
+        outcome: round(_sum(mine, "shadow_runs_total", {"version": candidate, "outcome": outcome}))
         for outcome in ("dropped", "failed")
     }
     metrics = {s.labels["metric"] for s in mine if s.name == "mobilevision_version_agreement_count"}
@@ -77,7 +84,7 @@ def analyze_canary(model: str, pages: Iterable[str]) -> CanaryAnalysis:
         versions=states,
         metric=", ".join(sorted(metrics)),
         agreement=total / compared if compared else None,
-        compared=int(compared),
+        compared=round(compared),
         dropped=shadow["dropped"],
         failed=shadow["failed"],
     )

@@ -1,12 +1,13 @@
-"""The command `mobilevision models compare`: the metrics pages of gateways in, a table of the versions out.
+"""The command `mobilevision models compare`: the metrics of gateways in, a table of the versions out.
 
-The table goes to standard output, errors go to standard error. Exit codes: 0 shown (and the versions agree enough,
-where that is asked), 1 no metrics or too little agreement, 2 wrong usage. The command only reads metrics: it never
-changes a roll-out.
+The metrics are the pages of some gateways, or those of all gateways in a Prometheus. The table goes to standard output,
+errors go to standard error. Exit codes: 0 shown (and the candidate is good enough, where that is asked), 1 no metrics
+or not good enough, 2 wrong usage. The command only reads metrics: it never changes a roll-out.
 """
 
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from service.cli import errors
+from service.cli import errors, fleet
 from service.cli.canary_analysis import CanaryAnalysis, analyze_canary
 from service.cli.rollout import Name
 from service.core.settings.listeners import DEFAULT_HTTP_PORT
@@ -40,24 +41,54 @@ def compare(
     pictures: Annotated[
         int, typer.Option(min=1, help="With --at-least: exit with 1 where fewer pictures were compared.")
     ] = 100,
+    prometheus: fleet.Address = None,
+    namespace: fleet.Namespace = None,
+    window: fleet.Window = "1h",
+    limit: fleet.Limit = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="With --prometheus: exit with 1 where a check of the gate fails.")
+    ] = False,
 ) -> None:
     """Compare a candidate with the stable version: agreement, share of the requests, times and failures.
 
     Example, in a script: `mobilevision models compare NAME --at-least 0.95 && mobilevision models promote NAME`
 
-    Counts start when a gateway starts. Prometheus can show them for any window of time.
+    These counts start when a gateway starts, and are those of the gateways named with --http. Over all pods of a
+    cluster, and any window: `mobilevision models compare NAME --prometheus http://HOST:9090 --namespace NS --gate`
     """
+    if prometheus is not None:
+        _compare_fleet(name, fleet.Fleet(prometheus, namespace=namespace, window=window), fleet.limits_of(limit), gate)
+        return
     with errors.reported():
         pages = [_page(address) for address in http or [f"localhost:{DEFAULT_HTTP_PORT}"]]
         analysis = analyze_canary(name, pages)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=PLAIN_WIDTH)
+    console = _console()
     console.print(_table(analysis))
     is_good, text = _conclusion(analysis, at_least, pictures)
     console.print(escape(text), soft_wrap=True)
     if at_least is not None and not is_good:
         raise typer.Exit(1)
+
+
+def _compare_fleet(name: str, gateways: fleet.Fleet, limits: Mapping[str, float], gate: bool) -> None:
+    """Show the versions over all pods, and the checks of the gate."""
+    with errors.reported():
+        analysis = gateways.analysis(name)
+        stable, *candidates = (state.version for state in analysis.versions)
+        verdicts = gateways.verdicts(name, stable=stable, candidate=candidates[0], limits=limits) if candidates else ()
+    console = _console()
+    console.print(_table(analysis))
+    for verdict in verdicts:
+        console.print(escape(str(verdict)), soft_wrap=True)
+    if not verdicts:
+        console.print(f"version {stable} is the only one: there is nothing to compare", soft_wrap=True)
+    if gate and not (verdicts and all(verdict.passes for verdict in verdicts)):
+        raise typer.Exit(1)
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
 
 
 def _conclusion(analysis: CanaryAnalysis, at_least: float | None, pictures: int) -> tuple[bool, str]:

@@ -17,12 +17,17 @@ from service.observability.tracing import TracingUnavailable
 
 
 class MetricsUnreachable(Exception):
-    """A gateway's metrics page cannot be read. The message says which and what to do."""
+    """A gateway's metrics page, or Prometheus, cannot be read. The message says which and what to do."""
+
+
+class GateClosed(Exception):
+    """A candidate does not pass the gate over the fleet. The message has each check that fails."""
 
 
 # Errors that a user can solve. Their messages say how. Any other exception is a defect, and its traceback is shown.
 EXPECTED: tuple[type[Exception], ...] = (
     CatalogError,
+    GateClosed,
     MetricsUnreachable,
     NotServed,
     PortTaken,

@@ -1,7 +1,7 @@
 """The commands `mobilevision models canary | promote | rollback`.
 
 In: the command line. Out: an edited roll-out file, and one line on standard output. Exit codes: 0 done, 1 refused, 2
-wrong usage. The commands never call a gateway: gateways watch the file.
+wrong usage. The commands never call a gateway: gateways watch the file. `promote` can ask a Prometheus first.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import candidate_archive, errors
+from service.cli import candidate_archive, errors, fleet
 from service.core.catalog import find
 from service.core.catalog import read as read_catalog
 from service.serving import rollout_spec
@@ -93,19 +93,34 @@ def canary(
     )
 
 
-def promote(name: Name, archives: Archives = ARCHIVES, file: File = None) -> None:
+def promote(
+    name: Name,
+    archives: Archives = ARCHIVES,
+    file: File = None,
+    prometheus: fleet.Address = None,
+    namespace: fleet.Namespace = None,
+    window: fleet.Window = "1h",
+    limit: fleet.Limit = None,
+) -> None:
     """Make the candidate the stable version.
 
     Example: `mobilevision models promote mobilevit_s_classify`
 
     The candidate first gets as many workers as the stable version; both versions answer until these workers are ready.
     Then the old version answers the requests it has, and is unloaded. Its archive stays, for `rollback`.
+
+    With --prometheus it is a gate: nothing is changed unless the candidate is on all pods, agrees with the stable
+    version, fails little and is not much slower. `compare --prometheus` shows these checks.
     """
+    gateways = None if prometheus is None else fleet.Fleet(prometheus, namespace=namespace, window=window)
+    limits = fleet.limits_of(limit)
 
     def change(entries: dict[str, Entry]) -> None:
         entry = entries.get(name)
         if entry is None or entry.candidate is None:
             raise RolloutError(f"{name} has no candidate to promote; start with: mobilevision models canary {name}")
+        if gateways is not None:
+            gateways.require(name, stable=entry.stable, candidate=entry.candidate, limits=limits)
         entries[name] = Entry(stable=entry.candidate, previous=entry.stable)
 
     entry = _edited(archives, file, name, change)

@@ -1,8 +1,8 @@
 """All metrics of one process, in one registry, and the page that Prometheus scrapes.
 
 In: events of the gateway, by noun (`requests`, `batches`, `memory`, `uploads`, `workers`, `rollouts`, `callers`,
-`recording`, `grpc`). Out: a page in the text or OpenMetrics format. Base units; label values are closed sets. Never
-aggregates over processes.
+`recording`, `tls`, `grpc`). Out: a page in the text or OpenMetrics format. Base units; label values are closed sets.
+Never aggregates over processes.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from service.observability.recording_metrics import RecordingMetrics
 from service.observability.registry import MetricFactory
 from service.observability.request_metrics import RequestMetrics
 from service.observability.rollout_metrics import RolloutMetrics
+from service.observability.tls_metrics import TlsMetrics
 from service.observability.upload_metrics import UploadMetrics
 from service.observability.worker_metrics import WorkerMetrics
 
@@ -44,6 +45,7 @@ class Metrics:
         self.rollouts = RolloutMetrics(factory)
         self.recording = RecordingMetrics(factory)
         self.callers = CallerMetrics(factory)
+        self.tls = TlsMetrics(factory)
         self.grpc = GrpcMetrics(self.registry)
         self._background_failures = factory.counter(
             "background_failures", "Unexpected exceptions in background tasks. The task goes on after each.", "task"
@@ -53,7 +55,7 @@ class Metrics:
 
     def add_model(self, card: Card, *, queue_length: Callable[[], float], queue_age: Callable[[], float]) -> None:
         """Create all series of a model, so that rates include the first event. `queue_age` is in seconds."""
-        self.requests.add_model(card.name)
+        self.requests.add_model(card.name, card.task)
         self.batches.add_model(card.name, queue_length=queue_length, queue_age=queue_age)
         self.workers.add_model(card.name)
         self.rollouts.add_model(card)

@@ -6,6 +6,7 @@ In: finished `RequestRecord`s. Out: Prometheus series. Never sees a protocol; th
 
 from collections.abc import Callable
 
+from handlers.contract.card import Task
 from service.core.errors import ErrorCode, reasons
 from service.core.types import RequestRecord
 from service.observability.registry import MetricFactory
@@ -13,6 +14,7 @@ from service.observability.registry import MetricFactory
 STAGES = ("decode", "queue", "transport", "inference", "results")
 # Label value of requests that name no served model. Names from outside never become label values.
 UNKNOWN_MODEL = "unknown"
+ANSWERED, FAILED = "answered", "failed"  # values of the label `outcome`
 
 
 class RequestMetrics:
@@ -21,7 +23,11 @@ class RequestMetrics:
     def __init__(self, factory: MetricFactory) -> None:
         self._requests = factory.counter("requests", "Finished requests, by gRPC code name.", "method", "model", "code")
         self._duration = factory.seconds(
-            "request_duration_seconds", "Time from the arrival of a request to its reply.", "method", "model"
+            "request_duration_seconds",
+            "Time from the arrival of a request to its reply, by outcome: answered (OK) or failed (any other code).",
+            "method",
+            "model",
+            "outcome",
         )
         self._stages = factory.seconds(
             "stage_duration_seconds", "Time an answered request spent in one stage.", "model", "stage"
@@ -37,8 +43,11 @@ class RequestMetrics:
         )
         self._inflight = factory.gauge("inflight_requests", "Inference requests being processed.")
 
-    def add_model(self, model: str) -> None:
-        """Create the series of a model."""
+    def add_model(self, model: str, task: Task) -> None:
+        """Create the series of a model, so that a gateway without calls shows zero and not nothing."""
+        method = method_of(task)
+        self._requests.labels(method, model, "OK")
+        self._duration.labels(method, model, ANSWERED)
         self._deadline_missed.labels(model)
 
     def decode_overran(self) -> None:
@@ -54,7 +63,8 @@ class RequestMetrics:
         model = record.model or UNKNOWN_MODEL
         self._requests.labels(record.method, model, code).inc()
         exemplar = None if record.trace_id is None else {"trace_id": record.trace_id}
-        self._duration.labels(record.method, model).observe(duration_seconds, exemplar)
+        outcome = ANSWERED if reason is None else FAILED
+        self._duration.labels(record.method, model, outcome).observe(duration_seconds, exemplar)
         if code == ErrorCode.DEADLINE_EXCEEDED.name:
             self._deadline_missed.labels(model).inc()
         if reason is not None:
@@ -62,3 +72,8 @@ class RequestMetrics:
             return
         for stage, spent_seconds in record.stage_seconds.items():
             self._stages.labels(model, stage).observe(spent_seconds)
+
+
+def method_of(task: Task) -> str:
+    """Return the method of the API for a task, as it stands in the label `method`."""
+    return task.value.capitalize()

@@ -4,11 +4,12 @@ import asyncio
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import grpc
 import pytest
-from fakes import local_settings, picture, running_gateway, toy_card
+from fakes import RunningGateway, local_settings, picture, running_gateway, toy_card
 from grpc import aio
 
 from benchmarks.name_server import NameServer
@@ -84,13 +85,13 @@ async def test_the_client_finds_what_its_name_stands_for_now_when_a_connection_e
                         await asyncio.to_thread(client.classify, picture())
 
 
-def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+def certificate(folder: Path, name: str, days: int = 1) -> tuple[Path, Path]:
     """A self-signed certificate for `localhost`, and its key."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
     paths = folder / "tls.crt", folder / "tls.key"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-days", "1", "-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost"]
+    command += ["-days", str(days), "-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost"]
     subprocess.run([*command, "-out", paths[0], "-keyout", paths[1]], check=True, capture_output=True)
     return paths
 
@@ -107,14 +108,24 @@ async def answered(address: str, trusted: bytes) -> bool:
     return True
 
 
+def days_left(running: RunningGateway) -> float:
+    """What the metric says about the certificate, in days from now."""
+    series = "mobilevision_tls_not_after_timestamp_seconds"
+    not_after = running.metrics.registry.get_sample_value(series, {"file": "certificate"})
+    assert not_after is not None
+    return (not_after - time.time()) / 86400
+
+
 async def test_tls_with_a_certificate_that_is_renewed_in_place(tmp_path: Path) -> None:
     chain, key = certificate(tmp_path, "first")
     first = chain.read_bytes()
     async with running_gateway([toy_card()], tls_certificate=chain, tls_key=key) as running:
         assert await answered(running.grpc, first)
+        assert days_left(running) == pytest.approx(1, abs=0.1)
         with pytest.raises(aio.AioRpcError):  # no TLS, no answer
             await vision_pb2_grpc.VisionServiceStub(running.channel).ListModels(CALL, timeout=SECONDS)
-        certificate(tmp_path, "second")
+        certificate(tmp_path, "second", days=30)
+        assert days_left(running) == pytest.approx(30, abs=0.1), "read at the scrape, before any new connection"
         assert await answered(running.grpc, chain.read_bytes())
         assert not await answered(running.grpc, first)
         key.unlink()  # half a renewal: the last good pair stays

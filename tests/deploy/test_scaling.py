@@ -5,49 +5,17 @@ manifests for clusters of such pods. `autoscaler` contains the documented arithm
 """
 
 import math
-import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from autoscaler import SYNC_SECONDS, Autoscaler, Metric
-from replay import PROFILE, ROOT, Replay, prometheus
+from promql import needs_prometheus
+from replay import PROFILE, Replay, prometheus
+from scaling_queries import HPA, SCALED, hpa, keda
 
-COMPONENTS = ROOT / "deploy" / "k8s" / "components"
-SCALED = yaml.safe_load((COMPONENTS / "keda" / "scaledobject.yaml").read_text())["spec"]
-HPA = yaml.safe_load((COMPONENTS / "hpa" / "horizontalpodautoscaler.yaml").read_text())["spec"]
 HOUR_SECONDS = 3600.0
 PER_POD = PROFILE["capacity_per_second"] * PROFILE["planned_load"]  # R x u
-
-needs_prometheus = pytest.mark.skipif(
-    shutil.which("promtool") is None or shutil.which("prometheus") is None,
-    reason="prometheus (Debian package: prometheus) is not installed",
-)
-
-
-def keda() -> dict[str, float]:
-    """The queries and their thresholds, which are means per pod."""
-    return {one["metadata"]["query"]: float(one["metadata"]["threshold"]) for one in SCALED["triggers"]}
-
-
-def hpa() -> dict[str, float]:
-    """The same for prometheus-adapter, from the rules in docs/kubernetes.md, without CPU."""
-    text = (ROOT / "docs" / "kubernetes.md").read_text()
-    rules = yaml.safe_load(re.search(r"```yaml\n(rules:.*?)```", text, re.DOTALL)[1])["rules"]
-    queries = {}
-    for rule in rules:
-        query = rule["metricsQuery"].replace("<<.Series>>", rule["seriesQuery"].partition("{")[0])
-        query = query.replace("<<.LabelMatchers>>", 'namespace="mobilevision"').replace("<<.GroupBy>>", "pod")
-        queries[rule["name"]["as"]] = f"sum({query})"
-    metrics = [one["pods"] for one in HPA["metrics"] if one["type"] == "Pods"]
-    assert {one["metric"]["name"] for one in metrics} == set(queries)
-    return {queries[one["metric"]["name"]]: quantity(one["target"]["averageValue"]) for one in metrics}
-
-
-def quantity(text: str) -> float:
-    return float(text.removesuffix("m")) / (1000 if text.endswith("m") else 1)
 
 
 def course(replay: Replay, wanted: dict[str, float], behavior: dict[str, Any], seconds: float) -> list[int]:
@@ -62,11 +30,22 @@ def course(replay: Replay, wanted: dict[str, float], behavior: dict[str, Any], s
 
 
 @needs_prometheus
-@pytest.mark.parametrize("load", [2 * PER_POD, 3.5 * PER_POD, 9 * PER_POD, 10.5 * PER_POD, 12 * PER_POD])
-def test_the_queries_ask_for_what_the_capacity_model_predicts(load: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("load", "processes"),
+    [
+        (2 * PER_POD, 1),
+        (3.5 * PER_POD, 1),
+        (3.5 * PER_POD, 2),
+        (9 * PER_POD, 1),
+        (10.5 * PER_POD, 1),
+        (12 * PER_POD, 1),
+        (12 * PER_POD, 3),
+    ],
+)
+def test_the_queries_ask_for_what_the_capacity_model_predicts(load: float, processes: int, tmp_path: Path) -> None:
     predicted = math.ceil(load / PER_POD)
     possible = range(SCALED["minReplicaCount"], SCALED["maxReplicaCount"] + 1)
-    with prometheus(tmp_path, load, possible) as replay:
+    with prometheus(tmp_path, load, possible, processes) as replay:
         by_keda = course(replay, keda(), SCALED["advanced"]["horizontalPodAutoscalerConfig"]["behavior"], HOUR_SECONDS)
         by_hpa = course(replay, hpa(), HPA["behavior"], HOUR_SECONDS)
     for counts in (by_keda, by_hpa):

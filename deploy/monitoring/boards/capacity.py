@@ -3,34 +3,51 @@
 from grafana_foundation_sdk.models import units
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from deploy.monitoring.boards.shared import ANSWERS, GATEWAYS, REQUESTS, pictures_answered
-from deploy.monitoring.panels import ANSWERED, NAMESPACE, RATE, Query, Row, lines, number, page, text_variable
+from deploy.monitoring.boards.shared import ANSWERS, GATEWAYS, REPLICAS, REQUESTS, pictures_answered
+from deploy.monitoring.panels import (
+    ANSWERED,
+    POD,
+    RATE,
+    REPLICA,
+    SCRAPED,
+    SITE,
+    Query,
+    Row,
+    lines,
+    number,
+    page,
+    text_variable,
+)
+
+CONTAINERS = f'{SCRAPED}, container=~"gateway|kserve-container|torchserve"'
+EXPORTED = 'cluster=~"$cluster", exported_namespace=~"$namespace", exported_pod=~"$pod"'
+AUTOSCALER = f'{SITE}, horizontalpodautoscaler=~".*mobilevision.*"'
 
 
 def dashboard(runbook: str) -> Dashboard:
     """Build the dashboard. `runbook` is the address of the runbook."""
-    cores = (
-        f"sum(rate(container_cpu_usage_seconds_total{{{NAMESPACE}, "
-        f'container=~"gateway|kserve-container|torchserve", image!=""}}[{RATE}]))'
-    )
-    busy = f"{_device('DCGM_FI_DEV_GPU_UTIL')} / 100 or mobilevision_gpu_utilization_ratio{{{NAMESPACE}}}"
+    cores = f'sum(rate(container_cpu_usage_seconds_total{{{CONTAINERS}, image!=""}}[{RATE}]))'
+    busy = f"{_device('DCGM_FI_DEV_GPU_UTIL')} / 100 or mobilevision_gpu_utilization_ratio{{{SCRAPED}}}"
     gateway_cores = (
-        f"sum(rate(process_cpu_seconds_total{{{NAMESPACE}}}[{RATE}]) and on (namespace, job, instance) {GATEWAYS})"
+        f"sum(rate(process_cpu_seconds_total{{{SCRAPED}}}[{RATE}]) and on (namespace, job, instance) {GATEWAYS})"
     )
-    per_hour = f"$price_per_hour * count({GATEWAYS})"
+    per_hour = f"$price_per_hour * {REPLICAS}"
     per_million = f"1e6 * {per_hour} / (3600 * {ANSWERS})"
     money = Row(
         "Capacity and cost",
         [
             pictures_answered(),
             number(
-                "Replicas", "Gateways that Prometheus scrapes.", units.Short, Query(f"count({GATEWAYS})", "replicas")
+                "Replicas",
+                "Pods (on one machine: servers) that Prometheus scrapes, however many gateway processes each has.",
+                units.Short,
+                Query(REPLICAS, "replicas"),
             ),
             number(
                 "Pictures per second per replica",
                 "Answers per second divided by the replicas.",
                 units.RequestsPerSecond,
-                Query(f"{ANSWERS} / count({GATEWAYS})", "per replica"),
+                Query(f"{ANSWERS} / {REPLICAS}", "per replica"),
             ),
             number(
                 "Cost per million pictures, now",
@@ -61,8 +78,37 @@ def dashboard(runbook: str) -> Dashboard:
                 "The number of replicas should follow the load.",
                 units.Short,
                 Query(ANSWERS, "answers per second"),
-                Query(f"count({GATEWAYS})", "replicas"),
+                Query(REPLICAS, "replicas"),
                 width=12,
+            ),
+            lines(
+                "Replicas that the autoscaler wants",
+                "From kube-state-metrics. At the maximum, more load is refused. Only in Kubernetes.",
+                units.Short,
+                Query(
+                    f"max by (namespace, horizontalpodautoscaler)"
+                    f" (kube_horizontalpodautoscaler_status_desired_replicas{{{AUTOSCALER}}})",
+                    "{{horizontalpodautoscaler}}, wanted",
+                ),
+                Query(
+                    f"max by (namespace, horizontalpodautoscaler)"
+                    f" (kube_horizontalpodautoscaler_spec_max_replicas{{{AUTOSCALER}}})",
+                    "{{horizontalpodautoscaler}}, maximum",
+                ),
+                width=12,
+                alert="MobilevisionAutoscalerAtMaximum",
+            ),
+            lines(
+                "Pods that are not scraped",
+                "Targets of the gateways' scrape jobs that do not answer. Their load is in no other panel.",
+                units.Short,
+                Query(
+                    f"sum by (namespace, job) (1 - (up{{{SCRAPED}}}"
+                    f" and on (cluster, namespace, job) mobilevision_model_info{{{SITE}}}))",
+                    "{{namespace}} {{job}}",
+                ),
+                width=12,
+                alert="MobilevisionPodNotScraped",
             ),
         ],
     )
@@ -83,12 +129,25 @@ def dashboard(runbook: str) -> Dashboard:
             ),
             lines(
                 "Memory of the gateways",
-                "Resident memory per replica, shared memory included.",
+                "Resident memory per replica, the sum over its processes. Shared memory counts once in each process.",
                 units.BytesIEC,
                 Query(
-                    f"process_resident_memory_bytes{{{NAMESPACE}}} and on (namespace, job, instance) {GATEWAYS}",
-                    "{{instance}}",
+                    f"sum by ({REPLICA}) (process_resident_memory_bytes{{{SCRAPED}}}"
+                    f" and on (namespace, job, instance) {GATEWAYS})",
+                    POD,
                 ),
+            ),
+            lines(
+                "CPU throttling",
+                "Share of the periods in which a container had used up its CPU limit. Only in Kubernetes (cAdvisor).",
+                units.PercentUnit,
+                Query(
+                    f"{_by_container('container_cpu_cfs_throttled_periods_total')}"
+                    f" / {_by_container('container_cpu_cfs_periods_total')}",
+                    "{{pod}} {{container}}",
+                ),
+                most=1,
+                alert="MobilevisionLatencyBurnsFast",
             ),
         ],
     )
@@ -99,7 +158,7 @@ def dashboard(runbook: str) -> Dashboard:
                 "Utilization",
                 "Share of the time in which a kernel ran on the device.",
                 units.PercentUnit,
-                Query(busy, "{{instance}} {{gpu}}"),
+                Query(busy, f"{{{{exported_pod}}}} {POD} {{{{gpu}}}}"),
                 most=1,
             ),
             lines(
@@ -107,9 +166,9 @@ def dashboard(runbook: str) -> Dashboard:
                 "Share of the memory of the device.",
                 units.PercentUnit,
                 Query(
-                    f"mobilevision:gpu_memory_used:ratio{{{NAMESPACE}}}"
-                    f" or mobilevision:gpu_memory_used:ratio{{exported_{NAMESPACE}}}",
-                    "{{instance}} {{gpu}}",
+                    f'mobilevision:gpu_memory_used:ratio{{{SITE}, exported_namespace=""}}'
+                    f" or mobilevision:gpu_memory_used:ratio{{{EXPORTED}}}",
+                    f"{{{{exported_pod}}}} {POD} {{{{gpu}}}}",
                 ),
                 most=1,
                 alert="MobilevisionGpuMemoryHigh",
@@ -139,7 +198,11 @@ def dashboard(runbook: str) -> Dashboard:
     )
 
 
+def _by_container(counter: str) -> str:
+    return f"sum by (namespace, pod, container) (rate({counter}{{{CONTAINERS}}}[{RATE}]))"
+
+
 def _device(metric: str) -> str:
     # Where Prometheus sets labels of the same name, DCGM's labels of the container have the prefix `exported_`.
-    ours = f'{metric}{{{NAMESPACE}, container="torchserve"}}'
-    return f'({ours} or {metric}{{exported_{NAMESPACE}, exported_container="torchserve"}})'
+    ours = f'{metric}{{{SCRAPED}, container="torchserve"}}'
+    return f'({ours} or {metric}{{{EXPORTED}, exported_container="torchserve"}})'

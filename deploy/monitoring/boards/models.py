@@ -3,8 +3,12 @@
 from grafana_foundation_sdk.models import units
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from deploy.monitoring.boards.shared import DURATION, REQUESTS, STAGES, deadlines_missed, mean, quantile
-from deploy.monitoring.panels import ANSWERED, MODEL, PICTURES, RATE, Query, Row, lines, listing, page
+from deploy.monitoring.boards.shared import DURATION, REQUESTS, STAGES, deadlines_missed, mean, quantile, worst
+from deploy.monitoring.panels import ANSWERED, MODEL, PICTURES, RATE, REPLICA, Query, Row, lines, listing, page
+
+INFO = ("model", "version", "task", "family", "variant", "head", "weights", "engine", "dtype", "device")
+# What each replica serves and with what, once per replica.
+SERVED = f"max by ({REPLICA}, {', '.join(INFO)}) (mobilevision_model_info{{{MODEL}}})"
 
 
 def dashboard(runbook: str) -> Dashboard:
@@ -14,26 +18,26 @@ def dashboard(runbook: str) -> Dashboard:
         [
             listing(
                 "Models and versions",
-                "The served models and versions, from their model cards. A model has two versions during a rollout.",
+                "The served models and versions, from their model cards, what the workers compute with, and the "
+                "number of replicas. A model has two versions during a rollout.",
                 Query(
-                    "count by (model, version, task, family, variant, head, weights) "
-                    f"(mobilevision_model_info{{{MODEL}}})",
+                    f"count by ({', '.join(INFO)}) ({SERVED})",
                     "",
                 ),
-                columns=("model", "version", "task", "family", "variant", "head", "weights", "Value"),
+                columns=(*INFO, "Value"),
             ),
             lines(
                 "Replicas per version",
                 "Number of replicas that serve each version.",
                 units.Short,
-                Query(f"count by (model, version) (mobilevision_model_info{{{MODEL}}})", "{{model}} {{version}}"),
+                Query(f"count by (model, version) ({SERVED})", "{{model}} {{version}}"),
                 stacked=True,
             ),
             lines(
                 "Share of replicas with a ready worker",
                 "1: every replica has a ready worker for the model.",
                 units.PercentUnit,
-                Query(f"avg by (model) (mobilevision_worker_ready{{{MODEL}}})", "{{model}}"),
+                Query(f"avg by (model) ({worst('mobilevision_worker_ready')})", "{{model}}"),
                 most=1,
                 alert="MobilevisionReplicaNotReady",
             ),
@@ -41,8 +45,21 @@ def dashboard(runbook: str) -> Dashboard:
                 "Share of replicas with shared memory",
                 "1: every replica passes pictures to its workers in shared memory. Below 1: some send them in calls.",
                 units.PercentUnit,
-                Query(f"avg by (model) (mobilevision_shm_in_use{{{MODEL}}})", "{{model}}"),
+                Query(f"avg by (model) ({worst('mobilevision_shm_in_use')})", "{{model}}"),
                 most=1,
+            ),
+            lines(
+                "Batches by network engine",
+                "What computed the batches in the workers. refused: faster engines that the workers refused.",
+                "batches/s",
+                Query(
+                    "sum by (model, engine, dtype, refused)"
+                    f" (rate(mobilevision_engine_batches_total{{{MODEL}}}[{RATE}]))",
+                    "{{model}} {{engine}} {{dtype}} {{refused}}",
+                ),
+                stacked=True,
+                width=24,
+                alert="MobilevisionEngineRefused",
             ),
         ],
     )
@@ -112,7 +129,7 @@ def dashboard(runbook: str) -> Dashboard:
                 Query(
                     f"sum by (model) (rate(mobilevision_batch_size_count{{{MODEL}}}[{RATE}]))"
                     f" * ({inference_seconds})"
-                    f" / sum by (model) (mobilevision_workers{{{MODEL}}})",
+                    f" / sum by (model) ({worst('mobilevision_workers')})",
                     "{{model}}",
                 ),
             ),

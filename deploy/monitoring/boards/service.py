@@ -12,8 +12,24 @@ from deploy.monitoring.boards.shared import (
     mean,
     pictures_answered,
     quantile,
+    worst,
 )
-from deploy.monitoring.panels import MODEL, NAMESPACE, PICTURES, RATE, Query, Row, buckets, lines, number, page
+from deploy.monitoring.panels import (
+    MODEL,
+    PICTURES,
+    POD,
+    RATE,
+    REPLICA,
+    SCRAPED,
+    SITE,
+    Query,
+    Row,
+    buckets,
+    lines,
+    listing,
+    number,
+    page,
+)
 from deploy.monitoring.slo import AVAILABILITY, AVAILABILITY_OBJECTIVE, LATENCY, LATENCY_OBJECTIVE, LATENCY_SECONDS
 
 GREEN, YELLOW, RED = "green", "orange", "red"
@@ -30,14 +46,14 @@ def dashboard(runbook: str) -> Dashboard:
                 f"Share of valid calls that failed over the last hour. Objective over 30 days: at most "
                 f"{1 - AVAILABILITY_OBJECTIVE:.2%}.",
                 units.PercentUnit,
-                Query(f"{AVAILABILITY.series('1h')}{{{NAMESPACE}}}", "{{namespace}}"),
+                Query(f"{AVAILABILITY.series('1h')}{{{SITE}}}", "{{namespace}}"),
                 steps=((None, GREEN), (1 - AVAILABILITY_OBJECTIVE, YELLOW), (14.4 * (1 - AVAILABILITY_OBJECTIVE), RED)),
             ),
             number(
                 f"Calls over {LATENCY_SECONDS} s",
-                f"Share of calls over the last hour. Objective over 30 days: at most {1 - LATENCY_OBJECTIVE:.0%}.",
+                f"Share of answered calls, last hour. Objective over 30 days: at most {1 - LATENCY_OBJECTIVE:.0%}.",
                 units.PercentUnit,
-                Query(f"{LATENCY.series('1h')}{{{NAMESPACE}}}", "{{namespace}}"),
+                Query(f"{LATENCY.series('1h')}{{{SITE}}}", "{{namespace}}"),
                 steps=((None, GREEN), (1 - LATENCY_OBJECTIVE, YELLOW), (14.4 * (1 - LATENCY_OBJECTIVE), RED)),
             ),
             number(
@@ -53,7 +69,7 @@ def dashboard(runbook: str) -> Dashboard:
                 "Models not answering",
                 "Number of pairs of a replica and a model without a ready worker.",
                 units.Short,
-                Query(f"count(mobilevision_worker_ready{{{MODEL}}} == 0) or vector(0)", "not ready"),
+                Query(f"count({worst('mobilevision_worker_ready')} == 0) or vector(0)", "not ready"),
                 steps=((None, GREEN), (1, RED)),
             ),
             lines(
@@ -84,6 +100,17 @@ def dashboard(runbook: str) -> Dashboard:
             ),
         ],
     )
+    firing = Row(
+        "Alerts",
+        [
+            listing(
+                "Firing alerts",
+                "Alerts of this service that fire now. The runbook has a heading for each.",
+                Query(f'ALERTS{{alertname=~"Mobilevision.+", alertstate="firing", {SITE}}}', ""),
+                columns=("alertname", "severity", "cluster", "namespace", "job", "pod", "instance", "model"),
+            ),
+        ],
+    )
     objectives = Row(
         "Objectives",
         [
@@ -92,7 +119,7 @@ def dashboard(runbook: str) -> Dashboard:
                 "Speed of using the 30-day error budget, per window. 1 uses all of it. 14.4 over 1 h and 5 m pages.",
                 units.Short,
                 *(
-                    Query(f"{AVAILABILITY.series(window)}{{{NAMESPACE}}} / {1 - AVAILABILITY_OBJECTIVE:.6g}", window)
+                    Query(f"{AVAILABILITY.series(window)}{{{SITE}}} / {1 - AVAILABILITY_OBJECTIVE:.6g}", window)
                     for window in ("5m", "1h", "6h", "3d")
                 ),
                 width=12,
@@ -103,7 +130,7 @@ def dashboard(runbook: str) -> Dashboard:
                 f"The same for calls over {LATENCY_SECONDS} s.",
                 units.Short,
                 *(
-                    Query(f"{LATENCY.series(window)}{{{NAMESPACE}}} / {1 - LATENCY_OBJECTIVE:.6g}", window)
+                    Query(f"{LATENCY.series(window)}{{{SITE}}} / {1 - LATENCY_OBJECTIVE:.6g}", window)
                     for window in ("5m", "1h", "6h", "3d")
                 ),
                 width=12,
@@ -164,7 +191,7 @@ def dashboard(runbook: str) -> Dashboard:
                 "Refusals and failures by reason",
                 "Every call without an answer, by the reason in its error.",
                 units.RequestsPerSecond,
-                Query(f"sum by (reason) (rate(mobilevision_rejected_total{{{NAMESPACE}}}[{RATE}])) > 0", "{{reason}}"),
+                Query(f"sum by (reason) (rate(mobilevision_rejected_total{{{SCRAPED}}}[{RATE}])) > 0", "{{reason}}"),
                 stacked=True,
                 alert="MobilevisionRefusals",
             ),
@@ -173,14 +200,15 @@ def dashboard(runbook: str) -> Dashboard:
                 "Ready workers",
                 "Sum over replicas, per model.",
                 units.Short,
-                Query(f"sum by (model) (mobilevision_workers{{{MODEL}}})", "{{model}}"),
+                Query(f"sum by (model) ({worst('mobilevision_workers')})", "{{model}}"),
                 alert="MobilevisionModelNotReady",
             ),
             lines(
                 "Restarts, replaced workers and retried batches",
-                "In the last five minutes.",
+                "In the last five minutes. Restarts and replaced workers are counted where the gateway started "
+                "TorchServe (one machine). For pods see the restarts of containers.",
                 units.Short,
-                Query(f"sum(increase(mobilevision_worker_restarts_total{{{NAMESPACE}}}[5m]))", "restarts"),
+                Query(f"sum(increase(mobilevision_worker_restarts_total{{{SCRAPED}}}[5m]))", "restarts"),
                 Query(f"sum(increase(mobilevision_worker_replacements_total{{{MODEL}}}[5m]))", "replaced workers"),
                 Query(f"sum(increase(mobilevision_batches_retried_total{{{MODEL}}}[5m]))", "retried batches"),
                 alert="MobilevisionTorchServeRestarts",
@@ -198,7 +226,7 @@ def dashboard(runbook: str) -> Dashboard:
                 "Health checks and reflection included.",
                 units.RequestsPerSecond,
                 Query(
-                    f"sum by (grpc_method) (rate(grpc_server_handled_total{{{NAMESPACE}}}[{RATE}]))", "{{grpc_method}}"
+                    f"sum by (grpc_method) (rate(grpc_server_handled_total{{{SCRAPED}}}[{RATE}]))", "{{grpc_method}}"
                 ),
             ),
             lines(
@@ -206,10 +234,68 @@ def dashboard(runbook: str) -> Dashboard:
                 "unauthenticated: refused for missing or wrong credentials. other: names of certificates and tokens "
                 "beyond the first hundred.",
                 units.RequestsPerSecond,
+                Query(f"sum by (caller) (rate(mobilevision_caller_requests_total{{{SCRAPED}}}[{RATE}]))", "{{caller}}"),
+                stacked=True,
+            ),
+            lines(
+                "Share of a caller's calls refused",
+                "RESOURCE_EXHAUSTED, by caller: its own limits, or overload.",
+                units.PercentUnit,
                 Query(
-                    f"sum by (caller) (rate(mobilevision_caller_requests_total{{{NAMESPACE}}}[{RATE}]))", "{{caller}}"
+                    "sum by (caller)"
+                    f' (rate(mobilevision_caller_requests_total{{{SCRAPED}, code="RESOURCE_EXHAUSTED"}}[{RATE}]))'
+                    f" / sum by (caller) (rate(mobilevision_caller_requests_total{{{SCRAPED}}}[{RATE}]))"
+                    f" or 0 * sum by (caller) (rate(mobilevision_caller_requests_total{{{SCRAPED}}}[{RATE}]))",
+                    "{{caller}}",
+                ),
+                most=1,
+                alert="MobilevisionCallerLimited",
+            ),
+            lines(
+                "Requests that do not arrive whole",
+                "By cause: cut_off or no_memory (calls take more than call_megabytes), too_slow, too_many at once.",
+                units.RequestsPerSecond,
+                Query(f"sum by (cause) (rate(mobilevision_uploads_refused_total{{{SCRAPED}}}[{RATE}]))", "{{cause}}"),
+                stacked=True,
+                alert="MobilevisionUploadsRefused",
+            ),
+            lines(
+                "Memory of calls",
+                "Measured memory that calls take, per replica. Its bound is call_megabytes per gateway process.",
+                units.BytesIEC,
+                Query(f"sum by ({REPLICA}) (mobilevision_call_memory_bytes{{{SCRAPED}}})", POD),
+                alert="MobilevisionUploadsRefused",
+            ),
+            lines(
+                "Recorded calls",
+                "Calls to record: written, dropped (too many waited), failed (the disk did not take them).",
+                units.RequestsPerSecond,
+                Query(
+                    f"sum by (outcome) (rate(mobilevision_recorded_calls_total{{{SCRAPED}}}[{RATE}]))", "{{outcome}}"
                 ),
                 stacked=True,
+                alert="MobilevisionRecordingLosesCalls",
+            ),
+            lines(
+                "Restarts of containers",
+                "In the last 30 minutes, from kube-state-metrics. Only in Kubernetes.",
+                units.Short,
+                Query(
+                    "sum by (namespace, pod, container) (increase(kube_pod_container_status_restarts_total"
+                    f'{{{SCRAPED}, container=~"gateway|kserve-container|torchserve"}}[30m]))',
+                    "{{pod}} {{container}}",
+                ),
+                alert="MobilevisionTorchServeRestarts",
+            ),
+            lines(
+                "TLS files expire in",
+                "Time until the first certificate of each file expires. Only with TLS.",
+                units.Seconds,
+                Query(
+                    f"min by (namespace, file) (mobilevision_tls_not_after_timestamp_seconds{{{SCRAPED}}}) - time()",
+                    "{{namespace}} {{file}}",
+                ),
+                alert="MobilevisionCertificateExpires",
             ),
         ],
     )
@@ -217,6 +303,6 @@ def dashboard(runbook: str) -> Dashboard:
         uid="mobilevision-service",
         title="mobilevision / Service",
         about="Golden signals, objectives, stages, refusals. Start here when an alert fires.",
-        rows=[signals, objectives, inside, faults],
+        rows=[signals, firing, objectives, inside, faults],
         runbook=runbook,
     )

@@ -3,19 +3,25 @@
 from grafana_foundation_sdk.builders import stat, timeseries
 from grafana_foundation_sdk.models import units
 
-from deploy.monitoring.panels import ANSWERED, MODEL, NAMESPACE, RATE, Query, lines, number
+from deploy.monitoring.panels import ANSWERED, MODEL, RATE, REPLICA, SCRAPED, Query, lines, number
 
 REQUESTS = "mobilevision_requests_total"
 DURATION = "mobilevision_request_duration_seconds"
 STAGES = "mobilevision_stage_duration_seconds"
 ANSWERS = f"sum(rate({REQUESTS}{{{ANSWERED}}}[{RATE}]))"
 # Gateways are the processes that export this gauge. process_* alone would count every exporter of the cluster.
-GATEWAYS = f"mobilevision_inflight_requests{{{NAMESPACE}}}"
+GATEWAYS = f"mobilevision_inflight_requests{{{SCRAPED}}}"
+REPLICAS = f"count(count by ({REPLICA}) ({GATEWAYS}))"
 
 
 def quantile(share: float, metric: str, labels: str, by: str) -> str:
     """The `share` (0 to 1) quantile of a histogram, for each value of the labels in `by`."""
     return f"histogram_quantile({share}, sum by (le, {by}) (rate({metric}_bucket{{{labels}}}[{RATE}])))"
+
+
+def worst(metric: str) -> str:
+    """The smallest value of a gauge of a model over the processes of each replica."""
+    return f"min by ({REPLICA}, model) ({metric}{{{MODEL}}})"
 
 
 def mean(metric: str, labels: str, by: str) -> str:
