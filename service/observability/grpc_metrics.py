@@ -7,7 +7,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from service.observability.registry import SECONDS_BUCKETS
 
-_UNARY = "unary"  # label `grpc_type`; all methods of VisionService are of this kind
+# Label `grpc_type` by method.
+_TYPES = {"Stream": "bidi_stream"}
+_UNARY = "unary"
 
 
 class GrpcMetrics:
@@ -25,9 +27,9 @@ class GrpcMetrics:
 
     def started(self, service: str, method: str) -> None:
         """Count an RPC that arrived. `service` is the full name of the proto service."""
-        self._started.labels(_UNARY, service, method).inc()
+        self._started.labels(_TYPES.get(method, _UNARY), service, method).inc()
 
     def ended(self, service: str, method: str, *, code: str, duration_seconds: float) -> None:
         """Record an RPC that ended. `code` is the name of a gRPC status code."""
-        self._handled.labels(_UNARY, service, method, code).inc()
-        self._seconds.labels(_UNARY, service, method).observe(duration_seconds)
+        self._handled.labels(_TYPES.get(method, _UNARY), service, method, code).inc()
+        self._seconds.labels(_TYPES.get(method, _UNARY), service, method).observe(duration_seconds)

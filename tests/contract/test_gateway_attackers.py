@@ -122,9 +122,9 @@ class _Arrived:
 
 
 async def test_a_request_waits_for_memory_and_is_answered_when_there_is_some() -> None:
-    uploads = UploadGate(typed="/", max_uploads=2, timeout_seconds=WAIT_SECONDS, retry_after_seconds=1.0)
+    uploads = UploadGate(max_uploads=2, timeout_seconds=WAIT_SECONDS, retry_after_seconds=1.0)
     uploads.hold(True)
-    reading = asyncio.create_task(uploads._read(_Arrived()))  # type: ignore[arg-type]
+    reading = asyncio.create_task(uploads.read(_Arrived()))  # type: ignore[arg-type]
     await until(lambda: as_condition(uploads.count == 1))
     assert not reading.done()
     uploads.hold(False)

@@ -3,11 +3,13 @@
 grpcio decodes the path of such a call as UTF-8 in the loop that accepts all calls. One request with another path ended
 that loop, and with it the server. Methods that exist are registered, so their paths are known bytes. All other calls
 are refused here, without a look at their paths. Never decides what a method does.
+
+There are no interceptors: grpcio would look for the handler of each call in a coroutine of its own.
 """
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -24,17 +26,26 @@ _NO_METHOD = "this server has no such method; see the server's proto"
 
 
 class AioServer(Server):
-    """A server whose methods are all registered: by `add_registered_method_handlers` or `add_service`."""
+    """A server whose methods are all registered: by `add_service`, or by `add_registered_method_handlers`.
 
-    def __init__(self, *, interceptors: Sequence[aio.ServerInterceptor], options: Sequence[tuple[str, Any]]) -> None:
+    `guarded` wraps the handlers that are registered by the latter, which generated code calls.
+    """
+
+    def __init__(self, *, guarded: Callable[[Any], Any], options: Sequence[tuple[str, Any]]) -> None:
+        self._guarded = guarded
         # Not `super().__init__`: it would make an inner server that nobody shuts down.
         self._loop = cygrpc.get_working_loop()
-        self._server = _Calls(self._loop, None, [], tuple(interceptors), tuple(options), None)
+        self._server = _Calls(self._loop, None, [], (), tuple(options), None)
 
     def add_service(self, service: str, methods: Sequence[str], handler: grpc.GenericRpcHandler) -> None:
         """Add the `methods` of a service, by their names in the proto."""
         found: Mapping[str, Any] = {name: handler.service(_Details(f"/{service}/{name}")) for name in methods}
-        self.add_registered_method_handlers(service, dict(found))
+        super().add_registered_method_handlers(service, dict(found))
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: dict[str, Any]) -> None:
+        """Add the methods of a service, by their names in the proto, each in what `guarded` makes of it."""
+        wrapped = {name: self._guarded(handler) for name, handler in method_handlers.items()}
+        super().add_registered_method_handlers(service_name, wrapped)
 
 
 class _Details(grpc.HandlerCallDetails):

@@ -34,15 +34,15 @@ def grpc_server(
     uploads: UploadGate,
     shares_port: bool,
 ) -> aio.Server:
-    """Make the server. Requests arrive through `uploads`. `access` says who may use health and reflection.
+    """Make the server. Requests of health arrive through `uploads`. `access` says who may use health and reflection.
 
     `shares_port`: other gateway processes of this server listen on the same port.
     """
     server = AioServer(  # type: ignore[abstract]  # the stubs say so, grpcio does not
-        interceptors=(uploads,),
+        guarded=uploads.guarded,
         options=[
-            # Twice the limit: pictures that are somewhat too large get our error, not gRPC's.
-            ("grpc.max_receive_message_length", 2 * settings.max_image_bytes + 2**20),
+            # Pictures that are somewhat too large get our error, not gRPC's.
+            ("grpc.max_receive_message_length", _message_bytes(settings)),
             ("grpc.max_send_message_length", -1),
             # gRPC's default would let an unrelated second gateway take half of the connections.
             ("grpc.so_reuseport", int(shares_port)),
@@ -68,6 +68,11 @@ def _add_reflection(settings: Settings, server: aio.Server, access: AccessContro
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(guarded, server)  # type: ignore[no-untyped-call]
     elif settings.reflection_access == "open":
         reflection.enable_server_reflection(services, server)
+
+
+def _message_bytes(settings: Settings) -> int:
+    """Return the size from which gRPC refuses messages itself."""
+    return max(2 * settings.max_image_bytes, settings.max_call_pictures_megabytes * 2**20) + 2**20
 
 
 def _connections(settings: Settings) -> tuple[tuple[str, int], ...]:

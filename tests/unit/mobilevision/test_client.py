@@ -39,10 +39,8 @@ class Servicer(vision_pb2_grpc.VisionServiceServicer):
         self.metadata.append(dict(context.invocation_metadata()))
         self.remaining.append(context.time_remaining())
         if isinstance(self.fail_with, errors.ServiceError):
-            details = status.to_status(self.fail_with, request_id="echoed")
-            context.set_trailing_metadata(
-                (("x-request-id", "echoed"), (status.STATUS_DETAILS_KEY, details.SerializeToString()))
-            )
+            trailer = status.status_trailer(self.fail_with, request_id="echoed")
+            context.set_trailing_metadata((("x-request-id", "echoed"), trailer))
             context.abort(status.status_code(self.fail_with), self.fail_with.message)
         if self.fail_with is not None:
             code, trailers = self.fail_with
