@@ -3,9 +3,9 @@
 In: the start and the end of each RPC, from the gRPC front. Out: Prometheus series. Never sees models or reasons.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry
 
-from service.observability.registry import SECONDS_BUCKETS
+from service.observability.registry import SECONDS_BUCKETS, LabelledCounter, LabelledHistogram
 
 # Label `grpc_type` by method.
 _TYPES = {"Stream": "bidi_stream"}
@@ -17,11 +17,11 @@ class GrpcMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         labels = ["grpc_type", "grpc_service", "grpc_method"]
-        self._started = Counter("grpc_server_started", "RPCs started.", labels, registry=registry)
-        self._handled = Counter(
+        self._started = LabelledCounter("grpc_server_started", "RPCs started.", labels, registry=registry)
+        self._handled = LabelledCounter(
             "grpc_server_handled", "RPCs completed, by code.", [*labels, "grpc_code"], registry=registry
         )
-        self._seconds = Histogram(
+        self._seconds = LabelledHistogram(
             "grpc_server_handling_seconds", "Time to handle RPCs.", labels, registry=registry, buckets=SECONDS_BUCKETS
         )
 

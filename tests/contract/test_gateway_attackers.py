@@ -126,6 +126,7 @@ async def test_a_request_waits_for_memory_and_is_answered_when_there_is_some() -
     uploads.hold(True)
     reading = asyncio.create_task(uploads.read(_Arrived()))  # type: ignore[arg-type]
     await until(lambda: as_condition(uploads.count == 1))
+    uploads.cut_off(1)  # what waits holds no memory
     assert not reading.done()
     uploads.hold(False)
     assert await reading == "request"

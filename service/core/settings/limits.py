@@ -125,7 +125,8 @@ class LimitSettings(BaseModel):
         default=3600.0,
         gt=0,
         le=86_400,
-        description="Longest time of a `Stream` call. Its pictures have the deadlines of other requests.",
+        description="Longest time of a `Stream` call. Its pictures have the deadlines of other requests. A connection "
+        "that has reached `max_connection_age_seconds` ends its streams before.",
     )
     stream_idle_seconds: float = Field(
         default=60.0,

@@ -15,7 +15,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc import aio
 
 from service.core.call_scope import CallScope
-from service.core.errors import DeadlineExceeded, RequestMalformed, ServiceError
+from service.core.errors import Cancelled, DeadlineExceeded, RequestMalformed, ServiceError
 from service.frontends.call import Answered, CallHandler, Failed, IncomingCall, Pictures
 from service.frontends.grpc.certificates import certificate_names
 from service.frontends.grpc.status import status_code, status_trailer
@@ -104,13 +104,13 @@ class MethodHandlers:
 
         async def behaviour(_: Any, context: Context) -> None:
             async def read() -> Any:
-                message = await self._read_next(context)
+                message = await _connected(self._read_next(context))
                 return None if message is aio.EOF else _taken([message])
 
             async def write(reply: Message) -> None:
                 try:
                     async with asyncio.timeout(write_seconds):
-                        await context.write(reply)
+                        await _connected(context.write(reply))
                 except TimeoutError as error:
                     raise DeadlineExceeded(f"the caller did not take an answer in {write_seconds:.0f} s") from error
 
@@ -132,7 +132,7 @@ class MethodHandlers:
 
         async def arrives() -> int:
             assert held is not None  # noqa: S101 - for mypy
-            message = await self._read(context)
+            message = await _connected(self._read(context))
             if message is aio.EOF:
                 await asyncio.sleep(_RESET_SECONDS)
                 raise RequestMalformed("the call has no request message")
@@ -170,6 +170,14 @@ def _taken(held: list[_Arrived]) -> Any:
     if isinstance(request, ServiceError):
         raise request
     return request
+
+
+async def _connected(step: Awaitable[Any]) -> Any:
+    """Wait for a step of gRPC. Raises `Cancelled` if the connection or the server ended meanwhile."""
+    try:
+        return await step
+    except aio.BaseError as error:
+        raise Cancelled("the connection ended during the call") from error
 
 
 async def _answered(outcome: Answered[Any] | Failed, context: Context) -> Any:

@@ -6,7 +6,7 @@ In: a `ServiceError`. Out: what `ServicerContext.abort` takes. Never decides wha
 import grpc
 
 from service.core.errors import ErrorCode, ServiceError
-from service.frontends.status import to_status
+from service.frontends.status import status_bytes
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"  # the trailer that gRPC libraries read `google.rpc.Status` from
 
@@ -21,4 +21,4 @@ def status_code(error: ServiceError) -> grpc.StatusCode:
 
 def status_trailer(error: ServiceError, *, request_id: str) -> tuple[str, bytes]:
     """Return the trailer with the details of an error."""
-    return STATUS_DETAILS_KEY, to_status(error, request_id=request_id).SerializeToString()
+    return STATUS_DETAILS_KEY, status_bytes(error, request_id=request_id)

@@ -25,10 +25,10 @@ _Context = aio.ServicerContext[Any, Any]
 
 @dataclass(slots=True)
 class _Arriving:
-    """A message on its way in. `limit` is running while gRPC reads it. `streamed`: it is one of a stream."""
+    """A message on its way in. It has a `limit` while gRPC reads it. `streamed`: it is one of a stream."""
 
-    limit: asyncio.Timeout
     streamed: bool
+    limit: asyncio.Timeout | None = None
     cut_off: bool = False
 
 
@@ -76,10 +76,11 @@ class UploadGate:
     def cut_off(self, count: int) -> None:
         """End the oldest messages that gRPC reads. Their callers are told to retry."""
         now = asyncio.get_running_loop().time()
-        reading = [each for each in self._arriving.values() if not each.limit.expired()]
-        for each in reading[:count]:
-            each.cut_off = True
-            each.limit.reschedule(now)
+        for each in self._arriving.values():
+            if count and each.limit is not None and not each.limit.expired():
+                count -= 1
+                each.cut_off = True
+                each.limit.reschedule(now)
 
     def guarded(self, handler: Handler) -> Handler:
         """Return the handler of a method with its request read here. Streams of requests are left alone."""
@@ -110,13 +111,13 @@ class UploadGate:
         if len(self._arriving) - self._streamed >= self._max_uploads:
             words = f"{len(self._arriving)} requests are already arriving; retry later or add replicas"
             raise self._refusal(TOO_MANY, words)
-        return await self._read(context, _Arriving(asyncio.timeout(self._timeout_seconds), streamed=False))
+        return await self._read(context, _Arriving(streamed=False))
 
     async def read_next(self, context: _Context) -> Any:
         """Return the next message of a stream, or EOF after the last one. Raises as `read`."""
         self._streamed += 1
         try:
-            return await self._read(context, _Arriving(asyncio.timeout(self._idle_seconds), streamed=True))
+            return await self._read(context, _Arriving(streamed=True))
         finally:
             self._streamed -= 1
 
@@ -126,15 +127,15 @@ class UploadGate:
         try:
             if not self._room.is_set():
                 await self._wait_for_room()
+            seconds = self._idle_seconds if arriving.streamed else self._timeout_seconds
             try:
-                async with arriving.limit:
+                async with asyncio.timeout(seconds) as arriving.limit:
                     return await context.read()
             except TimeoutError as error:
                 if arriving.cut_off:
                     words = "the request was cut off while it arrived: the server has no memory"
                     raise self._refusal(CUT_OFF, words) from error
                 self._on_refused(TOO_SLOW)
-                seconds = self._idle_seconds if arriving.streamed else self._timeout_seconds
                 raise DeadlineExceeded(f"the request did not arrive in {seconds:.0f} s") from error
         finally:
             del self._arriving[number]
