@@ -13,7 +13,7 @@ import math
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from service.access.callers import Caller
@@ -117,10 +117,9 @@ class Pictures:
         `deadline_at` is its own deadline. That of the call holds too.
         """
         record = RequestRecord(request_id=f"{self.scope.request_id}/{number}", method=method)
-        call = replace(self._call, method=method, request_bytes=request_bytes, arrives=None)
         record.caller = self.scope.caller
-        begun = self._handler.begin(call, record)
-        begun.is_call, begun.caller = False, self._caller
+        begun = self._handler.begin(self._call, record)
+        begun.request_bytes, begun.is_call, begun.caller = request_bytes, False, self._caller
         return await self._handler.run(begun, self._caller, min(self.scope.deadline_at, deadline_at), work)
 
 
@@ -132,6 +131,7 @@ class _Begun:
     record: RequestRecord
     trace: Trace
     started_at: float
+    request_bytes: int
     is_call: bool = True
     is_request: bool = True
     caller: Caller | None = None
@@ -186,7 +186,7 @@ class CallHandler:
             if first_look is not None:
                 first_look(_scope(begun, caller, self._deadline_at(call)))
             if call.arrives is not None:
-                begun.call = replace(call, request_bytes=await call.arrives())
+                begun.request_bytes = await call.arrives()
                 begun.started_at = self._clock()
         except asyncio.CancelledError:
             self._report(begun, _cancellation(call))
@@ -227,14 +227,14 @@ class CallHandler:
     def begin(self, call: IncomingCall, record: RequestRecord) -> _Begun:
         """Begin the trace and the time of a call or of a picture of one. For `Pictures` and this class alone."""
         trace = self._tracing.begin(record, call.service, call.metadata, system=self._system)
-        return _Begun(call, record, trace, self._clock())
+        return _Begun(call, record, trace, self._clock(), call.request_bytes)
 
     async def run(
         self, begun: _Begun, caller: Caller, deadline_at: float, work: Callable[[CallScope], Awaitable[Reply]]
     ) -> Answered[Reply] | Failed:
         """Run `work` for a call that has arrived, or a picture of one. For `Pictures` and this class alone."""
         try:
-            with self.access.admitted(caller, begun.call.request_bytes):
+            with self.access.admitted(caller, begun.request_bytes):
                 reply = await work(_scope(begun, caller, deadline_at))
         except asyncio.CancelledError:
             self._report(begun, _cancellation(begun.call))

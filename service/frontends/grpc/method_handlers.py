@@ -20,7 +20,7 @@ from service.frontends.call import Answered, CallHandler, Failed, IncomingCall, 
 from service.frontends.grpc.certificates import certificate_names
 from service.frontends.grpc.status import status_code, status_trailer
 from service.frontends.request_bounds import Method
-from service.frontends.servicer import FirstLook
+from service.frontends.servicer import MODEL_KEY, FirstLook
 from service.frontends.streams import Read, Write
 from service.pb.mobilevision.v1 import vision_pb2
 
@@ -71,7 +71,7 @@ class MethodHandlers:
                 return await method(_taken(held), scope)
 
             look = None
-            if first_look is not None:
+            if first_look is not None and any(key == MODEL_KEY for key, _ in call.metadata):
 
                 def look(scope: CallScope) -> None:
                     first_look(call.metadata, scope)
