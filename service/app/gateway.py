@@ -111,19 +111,20 @@ class Gateway:
             give_back=process_memory.give_back,
         )
         metrics.uploads.watch(arriving=lambda: self.uploads.count, call_bytes=lambda: self._memory.call_bytes)
+        handlers = MethodHandlers(grpc_calls, read=self.uploads.read, read_next=self.uploads.read_next)
         self._server = grpc_server(
             settings,
-            vision_service=vision_service_handler(self._vision_methods(servicer, grpc_calls)),
+            vision_service=vision_service_handler(self._vision_methods(servicer, handlers)),
+            at_once={name: handlers.at_once(name, look) for name, look in servicer.first_looks.items()},
             health_service=self._grpc_health.servicer,
             access=access,
             uploads=self.uploads,
             shares_port=replicas > 1,
         )
 
-    def _vision_methods(self, servicer: VisionServicer, calls: CallHandler) -> Mapping[str, Any]:
+    def _vision_methods(self, servicer: VisionServicer, handlers: MethodHandlers) -> Mapping[str, Any]:
         """Return the handlers of VisionService, by method."""
         settings = self._settings
-        handlers = MethodHandlers(calls, read=self.uploads.read, read_next=self.uploads.read_next)
         pictures = PictureCalls(servicer.task_methods)
         batches = BatchCalls(
             pictures,
@@ -139,9 +140,8 @@ class Gateway:
             max_seconds=settings.max_deadline_seconds,
             retry_after_seconds=RETRY_AFTER_SECONDS,
         )
-        first_looks = servicer.first_looks
         return {
-            **{name: handlers.unary(name, method, first_looks.get(name)) for name, method in servicer.methods.items()},
+            **{name: handlers.unary(name, method) for name, method in servicer.methods.items()},
             "Batch": handlers.pictures("Batch", batches.batch),
             "Stream": handlers.stream(
                 "Stream",

@@ -166,25 +166,34 @@ class CallHandler:
         self._clock = asyncio.get_running_loop().time
         self._log = AccessLog(self._clock)
 
+    def refused_at_once(self, call: IncomingCall, first_look: Callable[[CallScope], None]) -> Failed | None:
+        """Return the failure of a call that is refused before its request arrives. None: nothing was reported, and the
+        call is for `handle`.
+
+        `first_look` raises a `ServiceError` if the call is refused anyway.
+        """
+        record = RequestRecord(request_id=_request_id(call), method=call.method)
+        caller = None
+        try:
+            caller = self._identified(call, record)
+            first_look(_scope(record, caller, self._deadline_at(call)))
+        except Exception as error:  # noqa: BLE001 - reported as a bug, logged with its traceback
+            begun = self._arrived(call, record)
+            begun.caller = caller
+            return self._failed(begun, error)
+        return None
+
     async def handle(
-        self,
-        call: IncomingCall,
-        work: Callable[[CallScope], Awaitable[Reply]],
-        first_look: Callable[[CallScope], None] | None = None,
+        self, call: IncomingCall, work: Callable[[CallScope], Awaitable[Reply]]
     ) -> Answered[Reply] | Failed:
         """Run `work` for a call. Every exception becomes a `ServiceError` in `Failed`.
-
-        `first_look` is called once the caller is known, before the request arrives. It raises a `ServiceError` if the
-        call is refused anyway.
 
         Raises `asyncio.CancelledError` where the front cancels the call because nobody waits for the reply any more. It
         is reported as `DeadlineExceeded` if the caller's deadline has passed, else as `Cancelled`.
         """
-        begun = self._arrived(call)
+        begun = self._arrived(call, RequestRecord(request_id=_request_id(call), method=call.method))
         try:
-            caller = self._identified(begun)
-            if first_look is not None:
-                first_look(_scope(begun, caller, self._deadline_at(call)))
+            caller = begun.caller = self._identified(call, begun.record)
             if call.arrives is not None:
                 begun.request_bytes = await call.arrives()
                 begun.started_at = self._clock()
@@ -206,14 +215,14 @@ class CallHandler:
 
         `max_seconds` takes the place of the longest and of the default deadline.
         """
-        begun = self._arrived(call)
+        begun = self._arrived(call, RequestRecord(request_id=_request_id(call), method=call.method))
         try:
-            caller = self._identified(begun)
+            caller = begun.caller = self._identified(call, begun.record)
             if call.arrives is not None:
                 await call.arrives()
                 begun.started_at = self._clock()
             begun.is_request = False
-            scope = _scope(begun, caller, self._deadline_at(call, max_seconds))
+            scope = _scope(begun.record, caller, self._deadline_at(call, max_seconds))
             reply = await work(Pictures(self, call, scope, caller))
         except asyncio.CancelledError:
             self._report(begun, _cancellation(call))
@@ -235,7 +244,7 @@ class CallHandler:
         """Run `work` for a call that has arrived, or a picture of one. For `Pictures` and this class alone."""
         try:
             with self.access.admitted(caller, begun.request_bytes):
-                reply = await work(_scope(begun, caller, deadline_at))
+                reply = await work(_scope(begun.record, caller, deadline_at))
         except asyncio.CancelledError:
             self._report(begun, _cancellation(begun.call))
             raise
@@ -244,15 +253,14 @@ class CallHandler:
         self._report(begun, None)
         return Answered(reply, _metadata(begun.record), begun.record)
 
-    def _arrived(self, call: IncomingCall) -> _Begun:
-        begun = self.begin(call, RequestRecord(request_id=_request_id(call), method=call.method))
+    def _arrived(self, call: IncomingCall, record: RequestRecord) -> _Begun:
+        begun = self.begin(call, record)
         self._protocol_metrics.started(call.service, call.method)
         return begun
 
-    def _identified(self, begun: _Begun) -> Caller:
-        caller = self.access.identify(begun.call.metadata, begun.call.certificate_names)
-        begun.caller = caller
-        begun.record.caller = ANONYMOUS if caller.anonymous else caller.name
+    def _identified(self, call: IncomingCall, record: RequestRecord) -> Caller:
+        caller = self.access.identify(call.metadata, call.certificate_names)
+        record.caller = ANONYMOUS if caller.anonymous else caller.name
         return caller
 
     def _deadline_at(self, call: IncomingCall, max_seconds: float | None = None) -> float:
@@ -284,8 +292,7 @@ class CallHandler:
         self._log.ended(record, error, duration_seconds)
 
 
-def _scope(begun: _Begun, caller: Caller, deadline_at: float) -> CallScope:
-    record = begun.record
+def _scope(record: RequestRecord, caller: Caller, deadline_at: float) -> CallScope:
     return CallScope(record=record, deadline_at=deadline_at, caller=record.caller, models=caller.models)
 
 

@@ -17,6 +17,7 @@ from grpc import aio
 from service.core.call_scope import CallScope
 from service.core.errors import Cancelled, DeadlineExceeded, RequestMalformed, ServiceError
 from service.frontends.call import Answered, CallHandler, Failed, IncomingCall, Pictures
+from service.frontends.grpc.aio_server import AtOnce, Refusal
 from service.frontends.grpc.certificates import certificate_names
 from service.frontends.grpc.status import status_code, status_trailer
 from service.frontends.request_bounds import Method
@@ -56,27 +57,31 @@ class MethodHandlers:
         self._read = read
         self._read_next = read_next
 
-    def unary(
-        self, name: str, method: Method, first_look: FirstLook | None = None
-    ) -> "grpc.RpcMethodHandler[Any, Any]":
-        """Return the handler of a method with one request. `first_look` refuses calls before their request arrives."""
+    def at_once(self, name: str, first_look: FirstLook) -> AtOnce:
+        """Return what refuses calls of a method before their request arrives, where their metadata has hints."""
+
+        def refusal(context: Context) -> Refusal | None:
+            metadata = context.invocation_metadata() or ()
+            if not any(key == MODEL_KEY for key, _ in metadata):
+                return None
+            call = self._incoming(name, context, None)
+            failed = self._calls.refused_at_once(call, lambda scope: first_look(metadata, scope))
+            return None if failed is None else _refusal(failed)
+
+        return refusal
+
+    def unary(self, name: str, method: Method) -> "grpc.RpcMethodHandler[Any, Any]":
+        """Return the handler of a method with one request."""
 
         async def behaviour(_: Any, context: Context) -> Any:
             # gRPC cancels this coroutine when the caller hangs up and when its deadline passes.
             held: list[Any] = []
-            call = self._incoming(name, context, held)
 
             async def work(scope: CallScope) -> Any:
                 # The method frees the picture in the request long before the call ends.
                 return await method(_taken(held), scope)
 
-            look = None
-            if first_look is not None and any(key == MODEL_KEY for key, _ in call.metadata):
-
-                def look(scope: CallScope) -> None:
-                    first_look(call.metadata, scope)
-
-            return await _answered(await self._calls.handle(call, work, look), context)
+            return await _answered(await self._calls.handle(self._incoming(name, context, held), work), context)
 
         return _handler(name, behaviour)
 
@@ -182,11 +187,15 @@ async def _connected(step: Awaitable[Any]) -> Any:
 
 async def _answered(outcome: Answered[Any] | Failed, context: Context) -> Any:
     if isinstance(outcome, Failed):
-        error = outcome.error
-        trailers = (*outcome.metadata, status_trailer(error, request_id=outcome.request_id))
-        await context.abort(status_code(error), error.message, trailers)  # raises
+        await context.abort(*_refusal(outcome))  # raises
     context.set_trailing_metadata(outcome.metadata)
     return outcome.reply
+
+
+def _refusal(failed: Failed) -> Refusal:
+    error = failed.error
+    trailers = (*failed.metadata, status_trailer(error, request_id=failed.request_id))
+    return Refusal(status_code(error), error.message, trailers)
 
 
 def _handler(name: str, behaviour: Any) -> "grpc.RpcMethodHandler[Any, Any]":

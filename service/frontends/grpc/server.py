@@ -4,6 +4,7 @@ In: the settings and the handlers of the services. Out: a gRPC server, not start
 """
 
 import math
+from collections.abc import Mapping
 
 import grpc
 from grpc import aio
@@ -12,7 +13,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from service.access.control import AccessControl
 from service.core.settings import Settings
-from service.frontends.grpc.aio_server import AioServer
+from service.frontends.grpc.aio_server import AioServer, AtOnce
 from service.frontends.grpc.guarded import GuardedHealth, GuardedReflection
 from service.frontends.grpc.method_handlers import METHODS, SERVICE
 from service.frontends.grpc.uploads import UploadGate
@@ -29,12 +30,14 @@ def grpc_server(
     settings: Settings,
     *,
     vision_service: grpc.GenericRpcHandler,
+    at_once: Mapping[str, AtOnce],
     health_service: health_pb2_grpc.HealthServicer,
     access: AccessControl,
     uploads: UploadGate,
     shares_port: bool,
 ) -> aio.Server:
     """Make the server. Requests of health arrive through `uploads`. `access` says who may use health and reflection.
+    `at_once` refuses calls of methods of VisionService before their requests arrive.
 
     `shares_port`: other gateway processes of this server listen on the same port.
     """
@@ -52,7 +55,7 @@ def grpc_server(
             *_connection_age(settings),
         ],
     )
-    server.add_service(SERVICE, METHODS, vision_service)
+    server.add_service(SERVICE, METHODS, vision_service, at_once)
     if settings.health_access == "callers":
         health_service = GuardedHealth(health_service, access)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
