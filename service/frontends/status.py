@@ -30,13 +30,15 @@ def status_bytes(error: ServiceError, *, request_id: str) -> bytes:
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     # The bytes of a message may come in parts: lists are continued by the next part.
     head = _head(error.code.value, error.reason, tuple(error.metadata.items()))
-    return head + status_pb2.Status(message=error.message, details=details).SerializeToString()
+    tail: bytes = status_pb2.Status(message=error.message, details=details).SerializeToString()
+    return head + tail
 
 
 @lru_cache(_KEPT)
 def _head(code: int, reason: str, metadata: tuple[tuple[str, str], ...]) -> bytes:
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=dict(metadata))
-    return status_pb2.Status(code=code, details=[_packed(info)]).SerializeToString()
+    head: bytes = status_pb2.Status(code=code, details=[_packed(info)]).SerializeToString()
+    return head
 
 
 def _packed(detail: Message) -> any_pb2.Any:

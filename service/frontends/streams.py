@@ -47,8 +47,9 @@ class StreamCalls:
         self.open = 0
 
     async def stream(self, read: Read, write: Write, pictures: Pictures) -> None:
-        """Answer the pictures of one stream until the caller has sent all. Raises a `ServiceError`.
+        """Answer the pictures of one stream until the caller has sent all.
 
+        Raises `TooManyRequests` if too many streams are open, and another `ServiceError` if the stream cannot go on.
         The pictures in work are answered before the error is raised, unless the caller does not read its answers.
         """
         if self.open >= self._max_streams:
