@@ -16,12 +16,10 @@ _PREFIX = "mobilevision_"
 class _QuickLabels:
     """Finds a series that exists by one look into the metric. The library takes a lock and makes new strings first."""
 
-    _metrics: dict[tuple[str, ...], Self]
-
     def labels(self, *values: Any, **named: Any) -> Self:
         """Return the series with these values of the labels, in their order."""
         try:
-            return self._metrics[values]
+            return self._metrics[values]  # type: ignore[attr-defined,no-any-return]  # of the class beside this one
         except (AttributeError, KeyError, TypeError):  # a new series, a metric without labels, or a mistake
             return super().labels(*values, **named)  # type: ignore[misc,no-any-return]  # of the class beside this one
 
