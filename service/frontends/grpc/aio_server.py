@@ -72,7 +72,7 @@ class AioServer(Server):
             path = f"/{service}/{name}"
             self._add(path, handler.service(_Details(path)), (at_once or {}).get(name))
 
-    def add_registered_method_handlers(self, service_name: str, method_handlers: dict[str, Any]) -> None:
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
         """Add the methods of a service, by their names in the proto, each in what `guarded` makes of it."""
         for name, handler in method_handlers.items():
             self._add(f"/{service_name}/{name}", self._guarded(handler), None)
