@@ -37,7 +37,8 @@ def wrapped(request: PictureRequest, *, id: str = "") -> vision_pb2.PictureReque
     field = _FIELDS.get(type(request))
     if field is None:
         raise TypeError(f"{type(request).__name__} is not a request for a picture")
-    return vision_pb2.PictureRequest(id=id, **{field: request})
+    asked: dict[str, Any] = {field: request}
+    return vision_pb2.PictureRequest(id=id, **asked)
 
 
 def outcome_of(response: vision_pb2.PictureResponse, *, request_id: str, elapsed_ms: float) -> Outcome:

@@ -172,6 +172,5 @@ async def _nothing(request: Any, scope: CallScope) -> Any:
 
 
 def _timing(record: RequestRecord) -> vision_pb2.PictureTiming:
-    return vision_pb2.PictureTiming(
-        batch_size=record.batch_size, **{f"{stage}_seconds": spent for stage, spent in record.stage_seconds.items()}
-    )
+    seconds: dict[str, Any] = {f"{stage}_seconds": spent for stage, spent in record.stage_seconds.items()}
+    return vision_pb2.PictureTiming(batch_size=record.batch_size, **seconds)
