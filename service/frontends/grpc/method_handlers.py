@@ -141,8 +141,9 @@ class MethodHandlers:
             if message is aio.EOF:
                 await asyncio.sleep(_RESET_SECONDS)
                 raise RequestMalformed("the call has no request message")
-            held.append(message)
-            return message.size
+            arrived: _Arrived = message
+            held.append(arrived)
+            return arrived.size
 
         return IncomingCall(
             service=SERVICE,
@@ -194,7 +195,8 @@ async def _answered(outcome: Answered[Any] | Failed, context: Context) -> Any:
 
 def _refusal(failed: Failed) -> Refusal:
     error = failed.error
-    trailers = (*failed.metadata, status_trailer(error, request_id=failed.request_id))
+    details = status_trailer(error, request_id=failed.request_id)
+    trailers: tuple[tuple[str, str | bytes], ...] = (*failed.metadata, details)
     return Refusal(status_code(error), error.message, trailers)
 
 
