@@ -126,16 +126,18 @@ class Gateway:
         """Return the handlers of VisionService, by method."""
         settings = self._settings
         pictures = PictureCalls(servicer.task_methods)
+        max_bytes = settings.max_call_pictures_megabytes * 2**20
         batches = BatchCalls(
             pictures,
             max_pictures=settings.max_call_pictures,
-            max_bytes=settings.max_call_pictures_megabytes * 2**20,
+            max_bytes=max_bytes,
             retry_after_seconds=RETRY_AFTER_SECONDS,
         )
         streams = StreamCalls(
             pictures,
             max_streams=settings.max_streams,
             max_pictures=settings.max_stream_pictures,
+            max_bytes=max_bytes,
             default_seconds=settings.default_deadline_seconds,
             max_seconds=settings.max_deadline_seconds,
             retry_after_seconds=RETRY_AFTER_SECONDS,

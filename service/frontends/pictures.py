@@ -90,7 +90,7 @@ class BatchCalls:
         now = asyncio.get_running_loop().time()
         remaining_seconds = pictures.scope.deadline_at - now
         deadline_at = pictures.scope.deadline_at - min(REPLY_SHARE * remaining_seconds, MOST_REPLY_SECONDS)
-        room = _Room(self._max_bytes, self._retry_after_seconds)
+        room = AnswerRoom(self._max_bytes, self._retry_after_seconds)
         tasks: list[asyncio.Task[vision_pb2.PictureResponse]] = []
         try:
             while waiting:
@@ -110,10 +110,10 @@ class BatchCalls:
         number: int,
         held: list[vision_pb2.PictureRequest],
         deadline_at: float,
-        room: "_Room",
+        room: "AnswerRoom",
     ) -> vision_pb2.PictureResponse:
         response, _ = await self._calls.answer(pictures, number, held, deadline_at)
-        return room.taken_by(response, f"{pictures.scope.request_id}/{number}")
+        return room.taken_by(response, f"{pictures.scope.request_id}/{number}")[0]
 
     def _check(self, request: vision_pb2.BatchRequest) -> None:
         count = len(request.pictures)
@@ -129,25 +129,34 @@ class BatchCalls:
             )
 
 
-class _Room:
-    """Room for the answers of one call."""
+class AnswerRoom:
+    """Room for the answers of one call that are not sent, in bytes. One answer alone always has room.
+
+    Callers whose answers have no room are told to retry after `retry_after_seconds`.
+    """
 
     def __init__(self, max_bytes: int, retry_after_seconds: float) -> None:
-        self._left_bytes = max_bytes
         self._max_bytes = max_bytes
         self._retry_after_seconds = retry_after_seconds
+        self._used_bytes = 0
 
-    def taken_by(self, response: vision_pb2.PictureResponse, request_id: str) -> vision_pb2.PictureResponse:
-        """Return the response, or one with an error if it has no room."""
+    def taken_by(self, response: vision_pb2.PictureResponse, request_id: str) -> tuple[vision_pb2.PictureResponse, int]:
+        """Return the response and its size, or a small one with an error if it has no room."""
         size = response.ByteSize()
-        if size <= self._left_bytes:
-            self._left_bytes -= size
-            return response
-        error = TooManyRequests(
-            f"the answers of this call have more than {self._max_bytes} bytes; send fewer pictures per call",
-            retry_after_seconds=self._retry_after_seconds,
-        )
-        return vision_pb2.PictureResponse(id=response.id, error=to_status(error, request_id=request_id))
+        if self._used_bytes and self._used_bytes + size > self._max_bytes:
+            error = TooManyRequests(
+                f"the answers of this call that are not sent have more than {self._max_bytes} bytes; send fewer "
+                "pictures per call, or read the answers sooner",
+                retry_after_seconds=self._retry_after_seconds,
+            )
+            response = vision_pb2.PictureResponse(id=response.id, error=to_status(error, request_id=request_id))
+            size = 0  # errors are small, and there is one per picture
+        self._used_bytes += size
+        return response, size
+
+    def free(self, size: int) -> None:
+        """Give the room of an answer back, because it was sent."""
+        self._used_bytes -= size
 
 
 def own_deadline_at(request: vision_pb2.StreamRequest, now: float) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 from service.core.errors import DeadlineExceeded, ServiceError, ShuttingDown, TooManyRequests
 from service.frontends.call import Pictures
-from service.frontends.pictures import PictureCalls, own_deadline_at
+from service.frontends.pictures import AnswerRoom, PictureCalls, own_deadline_at
 from service.pb.mobilevision.v1 import vision_pb2
 
 Read = Callable[[], Awaitable[Any]]
@@ -24,6 +24,7 @@ Write = Callable[[vision_pb2.StreamResponse], Awaitable[None]]
 class StreamCalls:
     """Answers at most `max_streams` `Stream` calls at once, each with at most `max_pictures` in work.
 
+    The answers of one stream that its caller has not taken have `max_bytes` together.
     A picture that names no time gets `default_seconds`, and no picture gets more than `max_seconds`. Callers that are
     refused are told to retry after `retry_after_seconds`.
     """
@@ -34,6 +35,7 @@ class StreamCalls:
         *,
         max_streams: int,
         max_pictures: int,
+        max_bytes: int,
         default_seconds: float,
         max_seconds: float,
         retry_after_seconds: float,
@@ -41,6 +43,7 @@ class StreamCalls:
         self._calls = calls
         self._max_streams = max_streams
         self._max_pictures = max_pictures
+        self._max_bytes = max_bytes
         self._default_seconds = default_seconds
         self._max_seconds = max_seconds
         self._retry_after_seconds = retry_after_seconds
@@ -59,7 +62,8 @@ class StreamCalls:
             )
         self.open += 1
         try:
-            await _Stream(self._answer, read, write, pictures, self._max_pictures).run()
+            room = AnswerRoom(self._max_bytes, self._retry_after_seconds)
+            await _Stream(self._answer, read, write, pictures, self._max_pictures, room).run()
         finally:
             self.open -= 1
 
@@ -85,7 +89,9 @@ class _Stream:
         write: Write,
         pictures: Pictures,
         max_pictures: int,
+        room: AnswerRoom,
     ) -> None:
+        self._room = room
         self._answer = answer
         self._read = read
         self._write = write
@@ -138,12 +144,14 @@ class _Stream:
 
     async def _handle(self, number: int, held: list[vision_pb2.StreamRequest]) -> None:
         response, error = await self._answer(self._pictures, number, held)
+        response, size = self._room.taken_by(response, f"{self._pictures.scope.request_id}/{number}")
         async with self._writing:
             try:
                 await self._write(vision_pb2.StreamResponse(picture=response))
             except Exception:
                 self._readable = False
                 raise
+            self._room.free(size)
         if isinstance(error, ShuttingDown):
             self._stop(error)
 

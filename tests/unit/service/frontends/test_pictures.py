@@ -112,6 +112,7 @@ def streams(segment: Segment, *, max_pictures: int) -> StreamCalls:
         PictureCalls({Task.SEGMENT: segment}),
         max_streams=1,
         max_pictures=max_pictures,
+        max_bytes=2**20,
         default_seconds=10.0,
         max_seconds=60.0,
         retry_after_seconds=1.0,
@@ -191,3 +192,32 @@ async def test_an_error_of_a_read_ends_the_stream_after_the_answers(handler: Cal
     with pytest.raises(QueueFull):
         await handled(handler, lambda pictures: calls.stream(read, write, pictures))
     assert written == ["", "0", "1"]
+
+
+async def test_answers_that_a_caller_does_not_take_are_bounded_in_bytes(handler: CallHandler) -> None:
+    answered: list[str] = []
+    taken: list[vision_pb2.PictureResponse] = []
+    all_answered = asyncio.Event()
+    requests = [
+        vision_pb2.StreamRequest(picture=vision_pb2.PictureRequest(segment=vision_pb2.SegmentRequest(image=b"x")))
+        for _ in range(6)
+    ]
+
+    async def segment(request: vision_pb2.SegmentRequest, scope: CallScope) -> vision_pb2.SegmentResponse:
+        answered.append(scope.request_id)
+        if len(answered) == 6:
+            all_answered.set()
+        return vision_pb2.SegmentResponse(mask_png=bytes(400_000))
+
+    async def read() -> vision_pb2.StreamRequest | None:
+        return requests.pop() if requests else None
+
+    async def write(response: vision_pb2.StreamResponse) -> None:
+        if response.WhichOneof("event") == "picture":
+            await all_answered.wait()
+            taken.append(response.picture)
+
+    calls = streams(segment, max_pictures=6)
+    await handled(handler, lambda pictures: calls.stream(read, write, pictures))
+    assert [each.WhichOneof("outcome") for each in taken].count("segment") == 2
+    assert [each.WhichOneof("outcome") for each in taken].count("error") == 4
