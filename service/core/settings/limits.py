@@ -106,8 +106,8 @@ class LimitSettings(BaseModel):
         default=32,
         ge=1,
         le=1023,  # gRPC counts the bytes of messages in 31 bits
-        description="Most MiB of all pictures of one `Batch` call, of all its answers, and of the answers of a `Stream` "
-        "call that its caller has not taken. Part of `call_megabytes`.",
+        description="Most MiB of all pictures of one `Batch` call, of all its answers, and of the answers of a "
+        "`Stream` call that its caller has not taken. Part of `call_megabytes`.",
     )
     max_streams: int = Field(
         default=64,
