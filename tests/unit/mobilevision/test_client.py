@@ -311,3 +311,20 @@ def test_the_key_goes_with_every_call(target, servicer):
         client.classify(b"picture")
         client.classify(b"picture")
     assert [each["authorization"] for each in servicer.metadata] == ["Bearer k"] * 2
+
+
+def test_a_call_says_in_its_metadata_what_it_asks_so_that_an_overloaded_server_need_not_read_it(servicer, client):
+    client.classify(b"jpeg", model="tiny")
+    client.detect(b"jpeg", priority=vision_pb2.PRIORITY_BATCH)
+    client.classify(b"jpeg", model="pêche")
+    client.list_models()
+    hints = [
+        {key: value for key, value in metadata.items() if key.startswith("mobilevision-")}
+        for metadata in servicer.metadata
+    ]
+    assert hints == [
+        {"mobilevision-model": "tiny"},
+        {"mobilevision-model": "", "mobilevision-priority": "batch"},
+        {},
+        {},
+    ]
