@@ -69,7 +69,7 @@ format: $(STAMP) ## format the code, and fix what ruff can fix
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 proto: $(STAMP) ## generate service/pb from proto/
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iservice/pb=proto --python_out=. --mypy_out=quiet:. \
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iservice/pb=proto -Iproto --python_out=. --mypy_out=quiet:. \
 	  --grpc_python_out=. --mypy_grpc_out=quiet:. proto/mobilevision/v1/*.proto proto/torchserve/*.proto
 
 docs: $(STAMP) ## generate the tables in docs/

@@ -3,6 +3,8 @@
     with VisionClient("localhost:50051") as client:
         result = client.classify("cat.jpg", top_k=3)
         print(result.labels, result.stage_ms, result.batch_size)
+        for outcome in client.classify_batch(["cat.jpg", "dog.jpg"]):
+            print(outcome if isinstance(outcome, CallFailed) else outcome.labels)
 
 The client is synchronous, and threads can share one. A call that fails raises `CallFailed` with the server's reason.
 The client never decodes pictures and never repeats a call. `CallFailed.retry_after_seconds` is set where repeating can
@@ -11,19 +13,20 @@ help. An API key is sent over TLS, or to this machine.
 
 import ipaddress
 import json
-import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import grpc
-from google.protobuf.message import DecodeError, Message
-from google.rpc import error_details_pb2, status_pb2
+from google.protobuf.message import Message
 
+from mobilevision import failures
+from mobilevision.failures import CallFailed
+from mobilevision.pictures import Key, Outcome, StreamRequests, outcome_of, wrapped
+from mobilevision.requests import Picture, PictureRequest, classify_request, detect_request, segment_request
 from mobilevision.results import Classification, Detections, Result, Segmentation
 from mobilevision.tracing import client_span
 from service.pb.mobilevision.v1 import vision_pb2, vision_pb2_grpc
@@ -44,41 +47,13 @@ SERVICE_CONFIG = json.dumps(
 # gRPC resolves the name again when a server is lost, by default at most once in 30 s. A rolling update can replace all
 # servers in less time.
 MIN_SECONDS_BETWEEN_LOOKUPS = 1
-STATUS_DETAILS_KEY = "grpc-status-details-bin"  # the trailer in which gRPC carries a google.rpc.Status
-
-Picture = bytes | str | os.PathLike[str]
-"""A picture: its encoded bytes (JPEG, PNG, ...), or the path of its file."""
 
 Answer = TypeVar("Answer", bound=Result[Any])
 
 _TIMING = re.compile(r"([\w-]+)\s*;\s*dur\s*=\s*([0-9.]+)")
+_HINTED_MODEL = re.compile(r"[\x21-\x7e]{0,100}")  # what fits into metadata
 
-
-class CallFailed(Exception):
-    """A call that failed.
-
-    `code` is the gRPC status code. `reason` is a name of the proto's `ErrorReason` without its prefix; it is empty
-    where the server did not send one (no server listens, the connection broke). `metadata` holds the values that the
-    proto lists for the reason. `retry_after_seconds` is None unless repeating the call can help.
-    """
-
-    def __init__(
-        self,
-        *,
-        code: grpc.StatusCode,
-        message: str,
-        reason: str = "",
-        metadata: Mapping[str, str] | None = None,
-        retry_after_seconds: float | None = None,
-        request_id: str = "",
-    ) -> None:
-        super().__init__(f"{code.name}{f' {reason}' if reason else ''}: {message}")
-        self.code = code
-        self.message = message
-        self.reason = reason
-        self.metadata = dict(metadata or {})
-        self.retry_after_seconds = retry_after_seconds
-        self.request_id = request_id
+__all__ = ["CallFailed", "Picture", "VisionClient"]
 
 
 class VisionClient:
@@ -146,7 +121,7 @@ class VisionClient:
         request_id: str | None = None,
     ) -> Classification:
         """The best labels for the whole picture: at most `top_k`, 1..100. Raises `CallFailed`, OSError."""
-        request = vision_pb2.ClassifyRequest(model=model, image=_bytes_of(image), top_k=top_k, priority=priority)
+        request = classify_request(image, model=model, top_k=top_k, priority=priority)
         return self._call(self._stub.Classify, Classification, request, timeout_seconds, request_id)
 
     def detect(
@@ -165,12 +140,8 @@ class VisionClient:
 
         Raises `CallFailed`, OSError.
         """
-        request = vision_pb2.DetectRequest(
-            model=model,
-            image=_bytes_of(image),
-            score_threshold=score_threshold,
-            max_detections=max_detections,
-            priority=priority,
+        request = detect_request(
+            image, model=model, score_threshold=score_threshold, max_detections=max_detections, priority=priority
         )
         return self._call(self._stub.Detect, Detections, request, timeout_seconds, request_id)
 
@@ -186,14 +157,128 @@ class VisionClient:
         request_id: str | None = None,
     ) -> Segmentation:
         """The class of every pixel of the upright picture, as a mask. Raises `CallFailed`, OSError."""
-        request = vision_pb2.SegmentRequest(
-            model=model,
-            image=_bytes_of(image),
-            mask_encoding=mask_encoding,
-            include_confidence=include_confidence,
-            priority=priority,
+        request = segment_request(
+            image, model=model, mask_encoding=mask_encoding, include_confidence=include_confidence, priority=priority
         )
         return self._call(self._stub.Segment, Segmentation, request, timeout_seconds, request_id)
+
+    def classify_batch(
+        self,
+        images: Iterable[Picture],
+        *,
+        model: str = "",
+        top_k: int | None = None,
+        priority: vision_pb2.Priority.ValueType = vision_pb2.PRIORITY_UNSPECIFIED,
+        timeout_seconds: float | None = None,
+        request_id: str | None = None,
+    ) -> list[Classification | CallFailed]:
+        """The best labels for each of several pictures, in one call. See `batch`."""
+        requests = [classify_request(image, model=model, top_k=top_k, priority=priority) for image in images]
+        outcomes = self.batch(requests, timeout_seconds=timeout_seconds, request_id=request_id)
+        return cast(list[Classification | CallFailed], outcomes)
+
+    def detect_batch(
+        self,
+        images: Iterable[Picture],
+        *,
+        model: str = "",
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+        priority: vision_pb2.Priority.ValueType = vision_pb2.PRIORITY_UNSPECIFIED,
+        timeout_seconds: float | None = None,
+        request_id: str | None = None,
+    ) -> list[Detections | CallFailed]:
+        """Boxes in each of several pictures, in one call. See `batch`."""
+        requests = [
+            detect_request(
+                image, model=model, score_threshold=score_threshold, max_detections=max_detections, priority=priority
+            )
+            for image in images
+        ]
+        outcomes = self.batch(requests, timeout_seconds=timeout_seconds, request_id=request_id)
+        return cast(list[Detections | CallFailed], outcomes)
+
+    def segment_batch(
+        self,
+        images: Iterable[Picture],
+        *,
+        model: str = "",
+        mask_encoding: vision_pb2.MaskEncoding.ValueType = vision_pb2.MASK_ENCODING_UNSPECIFIED,
+        include_confidence: bool = False,
+        priority: vision_pb2.Priority.ValueType = vision_pb2.PRIORITY_UNSPECIFIED,
+        timeout_seconds: float | None = None,
+        request_id: str | None = None,
+    ) -> list[Segmentation | CallFailed]:
+        """The class of every pixel of each of several pictures, in one call. See `batch`."""
+        requests = [
+            segment_request(
+                image,
+                model=model,
+                mask_encoding=mask_encoding,
+                include_confidence=include_confidence,
+                priority=priority,
+            )
+            for image in images
+        ]
+        outcomes = self.batch(requests, timeout_seconds=timeout_seconds, request_id=request_id)
+        return cast(list[Segmentation | CallFailed], outcomes)
+
+    def batch(
+        self,
+        requests: Iterable[PictureRequest],
+        *,
+        timeout_seconds: float | None = None,
+        request_id: str | None = None,
+    ) -> list[Outcome]:
+        """Send several requests for one picture each in one call: the outcomes, in their order.
+
+        A picture that failed has a `CallFailed` in its place. `mobilevision.requests` makes requests. The server bounds
+        how many pictures and bytes one call may have. Raises `CallFailed` if the whole call failed.
+        """
+        wanted = vision_pb2.BatchRequest(pictures=[wrapped(request) for request in requests])
+        whole = self._call(self._stub.Batch, Result, wanted, timeout_seconds, request_id)
+        return [
+            outcome_of(picture, request_id=f"{whole.request_id}/{place}", elapsed_ms=whole.elapsed_ms)
+            for place, picture in enumerate(whole.reply.pictures)
+        ]
+
+    def stream(
+        self,
+        requests: Iterable[tuple[Key, PictureRequest]],
+        *,
+        picture_timeout_seconds: float | None = None,
+        timeout_seconds: float | None = None,
+        request_id: str | None = None,
+    ) -> Iterator[tuple[Key, Outcome]]:
+        """Send any number of requests in one call: the outcomes as they are ready, each with the key of its request.
+
+        `requests` is read in another thread, and only as fast as the server answers, so the memory does not grow with
+        their number. `picture_timeout_seconds` is the deadline of each picture, as for a single call if it is None;
+        `timeout_seconds` that of the stream, None: none. Closing the iterator ends the call. Raises `CallFailed` if the
+        stream fails, and what `requests` raises.
+        """
+        sent_id = request_id or uuid.uuid4().hex
+        seconds = self._timeout_seconds if picture_timeout_seconds is None else picture_timeout_seconds
+        sender = StreamRequests(requests, timeout_seconds=seconds)
+        call = self._stub.Stream(
+            sender,
+            timeout=timeout_seconds,
+            metadata=(("x-request-id", sent_id), *self._authorization),
+            wait_for_ready=self._wait_for_ready,
+        )
+        try:
+            for response in call:
+                if response.HasField("credit"):
+                    sender.allow(response.credit.pictures)
+                else:
+                    yield sender.answered(response.picture, request_id=sent_id)
+        except grpc.RpcError as error:
+            raise failures.of_call(error, sent_id) from error
+        finally:
+            sender.close()
+            call.cancel()
+        if sender.failure is not None:
+            raise sender.failure
 
     def send(
         self, request: Message, *, timeout_seconds: float | None = None, request_id: str | None = None
@@ -235,11 +320,11 @@ class VisionClient:
                 reply, call = method.with_call(
                     request,
                     timeout=self._timeout_seconds if timeout_seconds is None else timeout_seconds,
-                    metadata=(("x-request-id", sent_id), *self._authorization, *trace_context),
+                    metadata=(("x-request-id", sent_id), *_hints(request), *self._authorization, *trace_context),
                     wait_for_ready=self._wait_for_ready,
                 )
             except grpc.RpcError as error:
-                raise _failure(error, sent_id) from error
+                raise failures.of_call(error, sent_id) from error
         trailers = _text_of(call.trailing_metadata)
         batch_size = trailers.get("mobilevision-batch-size", "")
         return kind(
@@ -271,39 +356,15 @@ def _is_loopback(address: str) -> bool:
         return False
 
 
-def _bytes_of(image: Picture) -> bytes:
-    return image if isinstance(image, bytes) else Path(image).read_bytes()
+def _hints(request: Message) -> tuple[tuple[str, str], ...]:
+    """Return what a request for a picture asks, as metadata: a server that is overloaded does not read the picture."""
+    if not isinstance(request, PictureRequest) or not _HINTED_MODEL.fullmatch(request.model):
+        return ()
+    model = ("mobilevision-model", request.model)
+    if request.priority == vision_pb2.PRIORITY_BATCH:
+        return (model, ("mobilevision-priority", "batch"))
+    return (model,)
 
 
 def _text_of(metadata: Callable[[], Any]) -> dict[str, str]:
     return {key: value for key, value in metadata() or () if isinstance(value, str)}
-
-
-def _failure(error: grpc.RpcError, sent_id: str) -> CallFailed:
-    """Read the `google.rpc.Status` in the trailers. Without one, the message is gRPC's own."""
-    assert isinstance(error, grpc.Call)  # noqa: S101 - a blocking call raises errors of both classes
-    code: grpc.StatusCode = error.code()
-    trailers = dict(error.trailing_metadata() or ())
-    request_id = trailers.get("x-request-id", sent_id)
-    status = status_pb2.Status()
-    try:
-        status.ParseFromString(trailers.get(STATUS_DETAILS_KEY, b""))
-    except DecodeError:  # another program wrote the trailer, such as a proxy
-        status.Clear()
-    info = error_details_pb2.ErrorInfo()
-    retry = error_details_pb2.RetryInfo()
-    retry_after_seconds = None
-    for detail in status.details:
-        if detail.Is(info.DESCRIPTOR):
-            detail.Unpack(info)
-        elif detail.Is(retry.DESCRIPTOR):
-            detail.Unpack(retry)
-            retry_after_seconds = retry.retry_delay.ToNanoseconds() / 1e9
-    return CallFailed(
-        code=code,
-        message=status.message or error.details() or "no message",
-        reason=info.reason,
-        metadata=dict(info.metadata),
-        retry_after_seconds=retry_after_seconds,
-        request_id=request_id if isinstance(request_id, str) else sent_id,
-    )

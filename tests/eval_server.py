@@ -74,8 +74,7 @@ class Servicer(vision_pb2_grpc.VisionServiceServicer):
         return vision_pb2.ClassifyResponse(model=used, labels=found)
 
     def _abort(self, context: Any, error: errors.ServiceError) -> None:
-        details = status.to_status(error, request_id="id").SerializeToString()
-        context.set_trailing_metadata(((status.STATUS_DETAILS_KEY, details),))
+        context.set_trailing_metadata((status.status_trailer(error, request_id="id"),))
         context.abort(status.status_code(error), error.message)
 
 

@@ -45,6 +45,9 @@ class FakeDeployment:
     def version(self) -> str:
         return self.card.version
 
+    def first_look(self, priority: Priority, scope: CallScope) -> None:
+        pass
+
     async def infer(self, image: bytes, priority: Priority, scope: CallScope) -> Inference:
         self.asked.append((scope.request_id, priority))
         scope.record.version = self.card.version

@@ -6,8 +6,9 @@ engine and never reads the environment; `service.app.server` does.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Any
 
 from service.access.control import AccessControl
 from service.app.serving_stack import RETRY_AFTER_SECONDS, ServingStack
@@ -20,16 +21,18 @@ from service.engines.base import Engine
 from service.frontends.call import CallHandler
 from service.frontends.grpc.certificate_expiry import expiry_of
 from service.frontends.grpc.health import GrpcHealth
-from service.frontends.grpc.method_handlers import SERVICE, vision_service_handler
+from service.frontends.grpc.method_handlers import MethodHandlers, vision_service_handler
 from service.frontends.grpc.server import grpc_server
 from service.frontends.grpc.tls import server_credentials
 from service.frontends.grpc.uploads import UploadGate
 from service.frontends.http.probe_server import ProbeServer
 from service.frontends.http.probes import GatewayProbes, Heartbeat
 from service.frontends.memory_guard import MemoryGuard
+from service.frontends.pictures import BatchCalls, PictureCalls
 from service.frontends.recording.recorder import Recorder
 from service.frontends.recording.store import Bounds, RecordingStore
 from service.frontends.servicer import VisionServicer
+from service.frontends.streams import StreamCalls
 from service.observability.metrics import Metrics
 from service.observability.tracing import OFF, Tracing
 from service.serving.pipeline import Pipeline
@@ -95,9 +98,9 @@ class Gateway:
             max_deadline_seconds=settings.max_deadline_seconds,
         )
         self.uploads = UploadGate(
-            typed=f"/{SERVICE}/",
             max_uploads=settings.max_inflight_requests,
             timeout_seconds=settings.upload_timeout_seconds,
+            idle_seconds=settings.stream_idle_seconds,
             retry_after_seconds=RETRY_AFTER_SECONDS,
             on_refused=metrics.uploads.refused,
         )
@@ -109,14 +112,47 @@ class Gateway:
             give_back=process_memory.give_back,
         )
         metrics.uploads.watch(arriving=lambda: self.uploads.count, call_bytes=lambda: self._memory.call_bytes)
+        handlers = MethodHandlers(grpc_calls, read=self.uploads.read, read_next=self.uploads.read_next)
         self._server = grpc_server(
             settings,
-            vision_service=vision_service_handler(servicer.methods, grpc_calls),
+            vision_service=vision_service_handler(self._vision_methods(servicer, handlers)),
+            at_once={name: handlers.at_once(name, look) for name, look in servicer.first_looks.items()},
             health_service=self._grpc_health.servicer,
             access=access,
             uploads=self.uploads,
             shares_port=replicas > 1,
         )
+
+    def _vision_methods(self, servicer: VisionServicer, handlers: MethodHandlers) -> Mapping[str, Any]:
+        """Return the handlers of VisionService, by method."""
+        settings = self._settings
+        pictures = PictureCalls(servicer.task_methods)
+        max_bytes = settings.max_call_pictures_megabytes * 2**20
+        batches = BatchCalls(
+            pictures,
+            max_pictures=settings.max_call_pictures,
+            max_bytes=max_bytes,
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+        )
+        streams = StreamCalls(
+            pictures,
+            max_streams=settings.max_streams,
+            max_pictures=settings.max_stream_pictures,
+            max_bytes=max_bytes,
+            default_seconds=settings.default_deadline_seconds,
+            max_seconds=settings.max_deadline_seconds,
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+        )
+        return {
+            **{name: handlers.unary(name, method) for name, method in servicer.methods.items()},
+            "Batch": handlers.pictures("Batch", batches.batch),
+            "Stream": handlers.stream(
+                "Stream",
+                streams.stream,
+                max_seconds=settings.max_stream_seconds,
+                write_seconds=settings.stream_idle_seconds,
+            ),
+        }
 
     @property
     def pipeline(self) -> Pipeline:

@@ -2,8 +2,9 @@
 
 In: an `IncomingCall` of a front, and the work to do for it. Out: `Answered` or `Failed`, with the metadata that belongs
 into the response. `AccessControl` says who calls and admits the call before any work. Each call is reported once:
-metrics, one log line, its trace. Never sees a protocol's types; a front translates both ends
-(`service.frontends.grpc.method_handlers` for gRPC).
+metrics, one log line, its trace. Of a call with several pictures, each picture is admitted and reported as a call of
+its own, and the call itself is reported to the protocol, the log and the trace alone. Never sees a protocol's types; a
+front translates both ends (`service.frontends.grpc.method_handlers` for gRPC).
 """
 
 import asyncio
@@ -18,8 +19,9 @@ from typing import Generic, Protocol, TypeVar
 from service.access.callers import Caller
 from service.access.control import AccessControl
 from service.core.call_scope import ANONYMOUS, CallScope
-from service.core.errors import Bug, Cancelled, DeadlineExceeded, ErrorCode, ServiceError, TooManyRequests
+from service.core.errors import Bug, Cancelled, DeadlineExceeded, ServiceError, TooManyRequests
 from service.core.types import RequestRecord
+from service.frontends.access_log import AccessLog
 from service.observability.caller_metrics import UNAUTHENTICATED
 from service.observability.metrics import Metrics
 from service.observability.request_metrics import STAGES
@@ -46,6 +48,8 @@ class IncomingCall:
     lower-case names; bytes are for values that are not text. `remaining_seconds` returns the time until the caller's
     deadline, negative once it has passed, None where the caller set none. `certificate_names` are those of the client
     certificate that the front verified, best first. `request_bytes` is the size of the request as it was sent.
+    `arrives` waits until the request has arrived and returns its size; it raises a `ServiceError` if the request does
+    not arrive. None: it has arrived, and `request_bytes` is its size.
     """
 
     service: str
@@ -54,6 +58,7 @@ class IncomingCall:
     remaining_seconds: Callable[[], float | None]
     certificate_names: tuple[str, ...] = ()
     request_bytes: int = 0
+    arrives: Callable[[], Awaitable[int]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,7 @@ class Answered(Generic[Reply]):
 
     reply: Reply
     metadata: tuple[tuple[str, str], ...]
+    record: RequestRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,52 @@ class ProtocolMetrics(Protocol):
     def ended(self, service: str, method: str, *, code: str, duration_seconds: float) -> None:
         """Record a call that ended. `code` is OK or the name of an `ErrorCode`."""
         ...
+
+
+class Pictures:
+    """The pictures of one call: each is handled like a call of its own, under the id and the deadline of the call.
+
+    `scope` is that of the call.
+    """
+
+    def __init__(self, handler: "CallHandler", call: IncomingCall, scope: CallScope, caller: Caller) -> None:
+        self._handler = handler
+        self._call = call
+        self._caller = caller
+        self.scope = scope
+
+    async def handle(
+        self,
+        number: int,
+        method: str,
+        work: Callable[[CallScope], Awaitable[Reply]],
+        *,
+        request_bytes: int,
+        deadline_at: float = math.inf,
+    ) -> Answered[Reply] | Failed:
+        """Run `work` for the picture at place `number`, which is a request of `method`. See `CallHandler.handle`.
+
+        `deadline_at` is its own deadline. That of the call holds too.
+        """
+        record = RequestRecord(request_id=f"{self.scope.request_id}/{number}", method=method)
+        record.caller = self.scope.caller
+        begun = self._handler.begin(self._call, record)
+        begun.request_bytes, begun.is_call, begun.caller = request_bytes, False, self._caller
+        return await self._handler.run(begun, self._caller, min(self.scope.deadline_at, deadline_at), work)
+
+
+@dataclass(slots=True)
+class _Begun:
+    """A call, or one picture of a call: then not `is_call`. A call of several pictures is not `is_request`."""
+
+    call: IncomingCall
+    record: RequestRecord
+    trace: Trace
+    started_at: float
+    request_bytes: int
+    is_call: bool = True
+    is_request: bool = True
+    caller: Caller | None = None
 
 
 class CallHandler:
@@ -112,6 +164,24 @@ class CallHandler:
         self.access = access
         self._max_deadline_seconds = max_deadline_seconds
         self._clock = asyncio.get_running_loop().time
+        self._log = AccessLog(self._clock)
+
+    def refused_at_once(self, call: IncomingCall, first_look: Callable[[CallScope], None]) -> Failed | None:
+        """Return the failure of a call that is refused before its request arrives. None: nothing was reported, and the
+        call is for `handle`.
+
+        `first_look` raises a `ServiceError` if the call is refused anyway.
+        """
+        record = RequestRecord(request_id=_request_id(call), method=call.method)
+        caller = None
+        try:
+            caller = self._identified(call, record)
+            first_look(_scope(record, caller, self._deadline_at(call)))
+        except Exception as error:  # noqa: BLE001 - reported as a bug, logged with its traceback
+            begun = self._arrived(call, record)
+            begun.caller = caller
+            return self._failed(begun, error)
+        return None
 
     async def handle(
         self, call: IncomingCall, work: Callable[[CallScope], Awaitable[Reply]]
@@ -121,77 +191,109 @@ class CallHandler:
         Raises `asyncio.CancelledError` where the front cancels the call because nobody waits for the reply any more. It
         is reported as `DeadlineExceeded` if the caller's deadline has passed, else as `Cancelled`.
         """
-        record = RequestRecord(request_id=_request_id(call), method=call.method)
-        started_at = self._clock()
-        remaining_seconds = call.remaining_seconds()
-        if remaining_seconds is None:
-            remaining_seconds = self._default_deadline_seconds
-        deadline_at = started_at + min(remaining_seconds, self._max_deadline_seconds)
-        caller: Caller | None = None
-        trace = self._tracing.begin(record, call.service, call.metadata, system=self._system)
-        self._protocol_metrics.started(call.service, call.method)
+        begun = self._arrived(call, RequestRecord(request_id=_request_id(call), method=call.method))
         try:
-            caller = self.access.identify(call.metadata, call.certificate_names)
-            record.caller = ANONYMOUS if caller.anonymous else caller.name
-            scope = CallScope(record=record, deadline_at=deadline_at, caller=record.caller, models=caller.models)
-            with self.access.admitted(caller, call.request_bytes):
-                reply = await work(scope)
+            caller = begun.caller = self._identified(call, begun.record)
+            if call.arrives is not None:
+                begun.request_bytes = await call.arrives()
+                begun.started_at = self._clock()
         except asyncio.CancelledError:
-            self._report(call, record, trace, started_at, caller, _cancellation(call))
+            self._report(begun, _cancellation(call))
             raise
         except Exception as error:  # noqa: BLE001 - reported as a bug, logged with its traceback
-            known = _known(error, record)
-            self._report(call, record, trace, started_at, caller, known)
-            return Failed(known, record.request_id, ((REQUEST_ID_KEY, record.request_id),))
-        self._report(call, record, trace, started_at, caller, None)
-        return Answered(reply, _metadata(record))
+            return self._failed(begun, error)
+        return await self.run(begun, caller, self._deadline_at(call), work)
 
-    def _report(
+    async def handle_pictures(
         self,
         call: IncomingCall,
-        record: RequestRecord,
-        trace: Trace,
-        started_at: float,
-        caller: Caller | None,
-        error: ServiceError | None,
-    ) -> None:
+        work: Callable[[Pictures], Awaitable[Reply]],
+        *,
+        max_seconds: float | None = None,
+    ) -> Answered[Reply] | Failed:
+        """Run `work` for a call of several pictures, which hands each picture to `Pictures.handle`. As `handle`.
+
+        `max_seconds` takes the place of the longest and of the default deadline.
+        """
+        begun = self._arrived(call, RequestRecord(request_id=_request_id(call), method=call.method))
+        try:
+            caller = begun.caller = self._identified(call, begun.record)
+            if call.arrives is not None:
+                await call.arrives()
+                begun.started_at = self._clock()
+            begun.is_request = False
+            scope = _scope(begun.record, caller, self._deadline_at(call, max_seconds))
+            reply = await work(Pictures(self, call, scope, caller))
+        except asyncio.CancelledError:
+            self._report(begun, _cancellation(call))
+            raise
+        except Exception as error:  # noqa: BLE001 - reported as a bug, logged with its traceback
+            begun.is_request = True  # the pictures are not reported, or not all of them
+            return self._failed(begun, error)
+        self._report(begun, None)
+        return Answered(reply, _metadata(begun.record), begun.record)
+
+    def begin(self, call: IncomingCall, record: RequestRecord) -> _Begun:
+        """Begin the trace and the time of a call or of a picture of one. For `Pictures` and this class alone."""
+        trace = self._tracing.begin(record, call.service, call.metadata, system=self._system)
+        return _Begun(call, record, trace, self._clock(), call.request_bytes)
+
+    async def run(
+        self, begun: _Begun, caller: Caller, deadline_at: float, work: Callable[[CallScope], Awaitable[Reply]]
+    ) -> Answered[Reply] | Failed:
+        """Run `work` for a call that has arrived, or a picture of one. For `Pictures` and this class alone."""
+        try:
+            with self.access.admitted(caller, begun.request_bytes):
+                reply = await work(_scope(begun.record, caller, deadline_at))
+        except asyncio.CancelledError:
+            self._report(begun, _cancellation(begun.call))
+            raise
+        except Exception as error:  # noqa: BLE001 - reported as a bug, logged with its traceback
+            return self._failed(begun, error)
+        self._report(begun, None)
+        return Answered(reply, _metadata(begun.record), begun.record)
+
+    def _arrived(self, call: IncomingCall, record: RequestRecord) -> _Begun:
+        begun = self.begin(call, record)
+        self._protocol_metrics.started(call.service, call.method)
+        return begun
+
+    def _identified(self, call: IncomingCall, record: RequestRecord) -> Caller:
+        caller = self.access.identify(call.metadata, call.certificate_names)
+        record.caller = ANONYMOUS if caller.anonymous else caller.name
+        return caller
+
+    def _deadline_at(self, call: IncomingCall, max_seconds: float | None = None) -> float:
+        remaining_seconds = call.remaining_seconds()
+        if remaining_seconds is None:
+            remaining_seconds = self._default_deadline_seconds if max_seconds is None else max_seconds
+        most_seconds = self._max_deadline_seconds if max_seconds is None else max_seconds
+        return self._clock() + min(remaining_seconds, most_seconds)
+
+    def _failed(self, begun: _Begun, error: Exception) -> Failed:
+        record = begun.record
+        known = _known(error, record)
+        self._report(begun, known)
+        return Failed(known, record.request_id, ((REQUEST_ID_KEY, record.request_id),))
+
+    def _report(self, begun: _Begun, error: ServiceError | None) -> None:
+        call, record, caller = begun.call, begun.record, begun.caller
         code = error.code.name if error else OK
-        reason = error.reason if error else None
-        duration_seconds = self._clock() - started_at
-        self._protocol_metrics.ended(call.service, call.method, code=code, duration_seconds=duration_seconds)
-        self._metrics.observe_request(record, code=code, reason=reason, duration_seconds=duration_seconds)
-        self._metrics.callers.observe(
-            UNAUTHENTICATED if caller is None else caller.name, listed=caller is None or caller.listed, code=code
-        )
-        trace.end(record, error)
-        _log_call(record, error, duration_seconds)
+        duration_seconds = self._clock() - begun.started_at
+        if begun.is_call:
+            self._protocol_metrics.ended(call.service, call.method, code=code, duration_seconds=duration_seconds)
+        if begun.is_request:
+            reason = error.reason if error else None
+            self._metrics.observe_request(record, code=code, reason=reason, duration_seconds=duration_seconds)
+            self._metrics.callers.observe(
+                UNAUTHENTICATED if caller is None else caller.name, listed=caller is None or caller.listed, code=code
+            )
+        begun.trace.end(record, error)
+        self._log.ended(record, error, duration_seconds)
 
 
-def _log_call(record: RequestRecord, error: ServiceError | None, duration_seconds: float) -> None:
-    level = logging.ERROR if error is not None and error.code is ErrorCode.INTERNAL else logging.INFO
-    if not _log.isEnabledFor(level):
-        return
-    code = error.code.name if error else OK
-    _log.log(
-        level,
-        "%s %s",
-        record.method,
-        code,
-        extra={
-            "request_id": record.request_id,
-            "trace_id": record.trace_id,
-            "method": record.method,
-            "caller": record.caller or None,
-            "model": record.model,
-            "version": record.version or None,
-            "code": code,
-            "reason": error.reason if error else None,
-            "error": str(error) if error else None,
-            "duration_seconds": round(duration_seconds, 6),
-            "batch_size": record.batch_size,
-            "stage_seconds": {stage: round(spent, 6) for stage, spent in record.stage_seconds.items()},
-        },
-    )
+def _scope(record: RequestRecord, caller: Caller, deadline_at: float) -> CallScope:
+    return CallScope(record=record, deadline_at=deadline_at, caller=record.caller, models=caller.models)
 
 
 def _request_id(call: IncomingCall) -> str:

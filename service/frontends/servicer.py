@@ -5,31 +5,36 @@ Errors are raised as `ServiceError`. Knows proto messages, but not gRPC: any fro
 can use it.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
-
-from google.protobuf.message import Message
 
 from handlers.contract.card import Card, Task
 from service.core.call_scope import CallScope
 from service.core.catalog import LONGEST_NAME, Catalog
-from service.core.errors import FieldOutOfRange, NoDefaultModel, PermissionDenied
-from service.core.types import engine_of
+from service.core.errors import ClientError, NoDefaultModel, PermissionDenied
+from service.core.types import Priority, engine_of
 from service.frontends.recording.recorder import Recorder
+from service.frontends.request_bounds import Method, bounded
 from service.frontends.tasks.base import WEIGHTS_STATES, TaskFront, checked_priority
 from service.frontends.tasks.registry import TASKS
 from service.pb.mobilevision.v1 import vision_pb2
 from service.serving.health import Health
 from service.serving.pipeline import Pipeline, Request
 
-Method = Callable[[Any, CallScope], Awaitable[Any]]
+# What a call asks, in its metadata: see `VisionServicer.first_looks`.
+MODEL_KEY = "mobilevision-model"
+PRIORITY_KEY = "mobilevision-priority"
+_PRIORITIES = {"interactive": Priority.INTERACTIVE, "batch": Priority.BATCH}
 
-LONGEST_STRING = 256  # characters in a string of a request, as the proto states
+Metadata = Collection[tuple[str, str | bytes]]
+FirstLook = Callable[[Metadata, CallScope], None]
+"""Raises a `ServiceError` for a call that is refused anyway, by its metadata alone."""
 
 
 class VisionServicer:
-    """Answers requests. `methods` are all methods of VisionService.
+    """Answers requests. `methods` are the methods of VisionService with one request and one reply, `task_methods` those
+    of them that run a model.
 
     `engine`: name of the engine, for replies. `recorder` records the calls of the tasks; None: nothing is recorded.
     """
@@ -46,14 +51,40 @@ class VisionServicer:
     @property
     def methods(self) -> Mapping[str, Method]:
         """The methods by their names in the proto. Each takes a proto request and raises `ServiceError`."""
-        methods: dict[str, Method] = {
-            "ListModels": partial(_bounded, self.list_models),
-            "GetModel": partial(_bounded, self.get_model),
+        return {
+            "ListModels": bounded(self.list_models),
+            "GetModel": bounded(self.get_model),
+            **{TASKS[task].method: method for task, method in self.task_methods.items()},
         }
-        for front in TASKS.values():
-            method: Method = partial(_bounded, partial(self.infer, front))
-            methods[front.method] = method if self._recorder is None else self._recorder.recorded(method)
+
+    @property
+    def task_methods(self) -> Mapping[Task, Method]:
+        """The methods that run a model, by task."""
+        methods = {task: bounded(partial(self.infer, front)) for task, front in TASKS.items()}
+        if self._recorder is not None:
+            methods = {task: self._recorder.recorded(method) for task, method in methods.items()}
         return methods
+
+    @property
+    def first_looks(self) -> Mapping[str, FirstLook]:
+        """What refuses calls of these methods before their pictures arrive, by the names of the methods.
+
+        Empty if calls are recorded: a recorded call has its picture.
+        """
+        if self._recorder is not None:
+            return {}
+        return {front.method: partial(self._first_look, front.task) for front in TASKS.values()}
+
+    def _first_look(self, task: Task, metadata: Metadata, scope: CallScope) -> None:
+        hints = dict(metadata)
+        model, priority = hints.get(MODEL_KEY), hints.get(PRIORITY_KEY, "interactive")
+        if not isinstance(model, str) or priority not in _PRIORITIES:
+            return
+        try:
+            model = self._permitted(model, task, scope)
+            self._pipeline.first_look(task, model, _PRIORITIES[str(priority)], scope)
+        except ClientError:
+            return  # the hint is wrong, or the message is: the message decides
 
     async def infer(self, front: TaskFront[Any, Any], request: Any, scope: CallScope) -> Any:
         """Answer the request of one task. Raises a `ServiceError`."""
@@ -143,16 +174,3 @@ def _check_permission(model: str, scope: CallScope) -> None:
             f"this caller may not use a model named {model[:LONGEST_NAME]!r}; ListModels lists those that it may use",
             metadata={"model": model[:LONGEST_NAME]},
         )
-
-
-def _bounded(method: Method, request: Message, scope: CallScope) -> Awaitable[Any]:
-    """Answer a request whose strings are short enough. Does not hold the request meanwhile. Raises `FieldOutOfRange`
-    before anything reads a longer one.
-    """
-    for field in request.DESCRIPTOR.fields:
-        if field.type == field.TYPE_STRING and len(getattr(request, field.name)) > LONGEST_STRING:
-            raise FieldOutOfRange(
-                f"{field.name} has more than {LONGEST_STRING} characters; send a name from ListModels",
-                metadata={"field": field.name},
-            )
-    return method(request, scope)

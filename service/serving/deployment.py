@@ -48,6 +48,10 @@ class Deployment(Protocol):
         """The version, as in the card."""
         ...
 
+    def first_look(self, priority: Priority, scope: CallScope) -> None:
+        """Refuse a call whose picture has not arrived, where `infer` would not admit it. Raises a `ServiceError`."""
+        ...
+
     async def infer(self, image: bytes, priority: Priority, scope: CallScope) -> Inference:
         """Decode a picture and run it in a batch. Raises a `ServiceError`.
 
@@ -155,6 +159,12 @@ class BatchedDeployment:
     def version(self) -> str:
         """See `Deployment.version`."""
         return self.card.version
+
+    def first_look(self, priority: Priority, scope: CallScope) -> None:
+        """See `Deployment.first_look`."""
+        if self._batcher.queue_length:  # with nothing that waits, nearly every call is admitted
+            scope.record.version, scope.record.module_sha256 = self.card.version, self.card.module_sha256
+            self._batcher.admit(scope.deadline_at, priority, caller=scope.caller)
 
     async def infer(self, image: bytes, priority: Priority, scope: CallScope) -> Inference:
         """See `Deployment.infer`."""

@@ -102,6 +102,19 @@ class Pipeline:
         self.picture_bytes = 0
         self.refused = 0  # calls that came after the drain began
 
+    def first_look(self, task: Task, model: str, priority: Priority, scope: CallScope) -> None:
+        """Refuse a call before its picture has arrived, where `run` would refuse it now. Raises a `ServiceError`."""
+        name = self._catalog.for_task(model, task).name
+        split = self._splits[name]
+        if self._draining or split.candidate is not None:
+            return
+        record = scope.record
+        record.model = name
+        self._check_room(scope.caller, asyncio.get_running_loop().time())
+        self._check_ready(split.stable, scope)
+        split.stable.first_look(priority, scope)
+        record.model = record.version = record.module_sha256 = ""  # the message may name another model
+
     async def run(self, request: Request, scope: CallScope, render: Render[Reply]) -> Reply:
         """Answer one request.
 
@@ -113,13 +126,8 @@ class Pipeline:
             self.refused += 1
             await self._refusing.wait()
             raise ShuttingDown("the server is shutting down; call another replica")
-        caller, now = scope.caller, asyncio.get_running_loop().time()
-        own = self._inflight_of[caller] if self._callers.note(caller, now) else 0
-        if self.inflight + own >= self._max_inflight:
-            raise TooManyRequests(
-                f"{self.inflight} requests are already in work; retry later or add replicas",
-                retry_after_seconds=self._retry_after_seconds,
-            )
+        caller = scope.caller
+        self._check_room(caller, asyncio.get_running_loop().time())
         if self.picture_bytes and self.picture_bytes + len(request.image) > self._max_picture_bytes:
             raise TooManyRequests(
                 f"pictures of {self.picture_bytes} bytes already wait to be decoded; retry later or add replicas",
@@ -149,6 +157,25 @@ class Pipeline:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._idle.wait()
+
+    def _check_room(self, caller: str, now: float) -> None:
+        own = self._inflight_of[caller] if self._callers.note(caller, now) else 0
+        if self.inflight + own >= self._max_inflight:
+            raise TooManyRequests(
+                f"{self.inflight} requests are already in work; retry later or add replicas",
+                retry_after_seconds=self._retry_after_seconds,
+            )
+
+    def _check_ready(self, stable: Deployment, scope: CallScope) -> None:
+        why = self._health.why_not_ready(stable.card.name)
+        if why is not None:
+            scope.record.version = stable.version
+            raise ModelNotReady(
+                f"model {stable.card.name} does not answer now",
+                metadata={"model": stable.card.name},
+                detail=why,  # for operators: it may hold the words of an archive or of a worker
+                retry_after_seconds=self._retry_after_seconds,
+            )
 
     def _forget_picture(self, request: Request) -> None:
         self.picture_bytes -= len(request.image)
@@ -197,15 +224,7 @@ class Pipeline:
     async def _run_ready(
         self, request: Request, stable: Deployment, scope: CallScope, render: Render[Reply]
     ) -> tuple[Reply, Inference]:
-        why = self._health.why_not_ready(stable.card.name)
-        if why is not None:
-            scope.record.version = stable.version
-            raise ModelNotReady(
-                f"model {stable.card.name} does not answer now",
-                metadata={"model": stable.card.name},
-                detail=why,  # for operators: it may hold the words of an archive or of a worker
-                retry_after_seconds=self._retry_after_seconds,
-            )
+        self._check_ready(stable, scope)
         return await self._run(request, stable, scope, render)
 
     async def _run(

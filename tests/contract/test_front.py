@@ -20,7 +20,7 @@ from service.core import errors
 from service.core.call_scope import ANONYMOUS, CallScope
 from service.core.types import RequestRecord
 from service.frontends.call import CallHandler, Failed, IncomingCall
-from service.frontends.grpc.method_handlers import SERVICE, vision_service_handler
+from service.frontends.grpc.method_handlers import SERVICE, MethodHandlers, vision_service_handler
 from service.observability.metrics import Metrics
 from service.pb.mobilevision.v1 import vision_pb2, vision_pb2_grpc
 
@@ -93,7 +93,8 @@ class GrpcFront:
     def __init__(self, calls: CallHandler) -> None:
         self._work: Work
         self._server = aio.server()
-        self._server.add_generic_rpc_handlers((vision_service_handler({METHOD: self._answer}, calls),))
+        handler = MethodHandlers(calls).unary(METHOD, self._answer)
+        self._server.add_generic_rpc_handlers((vision_service_handler({METHOD: handler}),))
         port = self._server.add_insecure_port("127.0.0.1:0")
         self._channel = aio.insecure_channel(f"127.0.0.1:{port}")
 

@@ -122,10 +122,11 @@ class _Arrived:
 
 
 async def test_a_request_waits_for_memory_and_is_answered_when_there_is_some() -> None:
-    uploads = UploadGate(typed="/", max_uploads=2, timeout_seconds=WAIT_SECONDS, retry_after_seconds=1.0)
+    uploads = UploadGate(max_uploads=2, timeout_seconds=WAIT_SECONDS, retry_after_seconds=1.0)
     uploads.hold(True)
-    reading = asyncio.create_task(uploads._read(_Arrived()))  # type: ignore[arg-type]
+    reading = asyncio.create_task(uploads.read(_Arrived()))  # type: ignore[arg-type]
     await until(lambda: as_condition(uploads.count == 1))
+    uploads.cut_off(1)  # what waits holds no memory
     assert not reading.done()
     uploads.hold(False)
     assert await reading == "request"

@@ -30,6 +30,7 @@ def test_the_stubs_are_current(proto: str, tmp_path: Path) -> None:
         "-m",
         "grpc_tools.protoc",
         f"-Iservice/pb={ROOT}/proto",
+        f"-I{ROOT}/proto",
         *out,
         f"{ROOT}/proto/{proto}.proto",
     ]

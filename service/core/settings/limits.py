@@ -96,6 +96,46 @@ class LimitSettings(BaseModel):
         "with TOO_MANY_REQUESTS. 224 of the 1024 MiB of the gateway container, with 384 of `decode_megabytes`, 256 of "
         "`shm_megabytes` and 112 of the process itself, leave 48.",
     )
+    max_call_pictures: int = Field(
+        default=64,
+        ge=1,
+        le=4096,
+        description="Most pictures in one `Batch` call. Each counts as a request in all limits.",
+    )
+    max_call_pictures_megabytes: int = Field(
+        default=32,
+        ge=1,
+        le=1023,  # gRPC counts the bytes of messages in 31 bits
+        description="Most MiB of all pictures of one `Batch` call, of all its answers, and of the answers of a "
+        "`Stream` call that its caller has not taken. Part of `call_megabytes`.",
+    )
+    max_streams: int = Field(
+        default=64,
+        ge=1,
+        le=100_000,
+        description="`Stream` calls that are open at once in one gateway process. Further ones are refused.",
+    )
+    max_stream_pictures: int = Field(
+        default=32,
+        ge=1,
+        le=4096,
+        description="Pictures of one `Stream` call without a sent answer. The server reads the next one when an answer "
+        "was sent. Each counts as a request in all limits.",
+    )
+    max_stream_seconds: float = Field(
+        default=3600.0,
+        gt=0,
+        le=86_400,
+        description="Longest time of a `Stream` call. Its pictures have the deadlines of other requests. A connection "
+        "that has reached `max_connection_age_seconds` ends its streams before.",
+    )
+    stream_idle_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        le=86_400,
+        description="A `Stream` call whose next picture does not arrive whole in this time ends with "
+        "DEADLINE_EXCEEDED. The same if its caller does not take an answer in this time.",
+    )
     max_inflight_requests: int = Field(
         default=512,
         ge=1,

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha.reflection import aio as reflection_aio
 from service.access.control import AccessControl
 from service.core.errors import ServiceError
 from service.frontends.grpc.certificates import certificate_names
-from service.frontends.grpc.status import STATUS_DETAILS_KEY, status_code, to_status
+from service.frontends.grpc.status import status_code, status_trailer
 
 _Context = aio.ServicerContext[Any, Any]
 
@@ -74,8 +74,8 @@ class GuardedReflection:
 async def _check(context: _Context, access: AccessControl) -> None:
     error = refusal(context, access)
     if error is not None:
-        details = to_status(error, request_id=uuid.uuid4().hex).SerializeToString()
-        await context.abort(status_code(error), error.message, ((STATUS_DETAILS_KEY, details),))
+        trailer = status_trailer(error, request_id=uuid.uuid4().hex)
+        await context.abort(status_code(error), error.message, (trailer,))
 
 
 def _metadata(context: _Context) -> Iterable[tuple[str, str | bytes]]:

@@ -4,6 +4,7 @@ In: the settings and the handlers of the services. Out: a gRPC server, not start
 """
 
 import math
+from collections.abc import Mapping
 
 import grpc
 from grpc import aio
@@ -12,7 +13,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from service.access.control import AccessControl
 from service.core.settings import Settings
-from service.frontends.grpc.aio_server import AioServer
+from service.frontends.grpc.aio_server import AioServer, AtOnce
 from service.frontends.grpc.guarded import GuardedHealth, GuardedReflection
 from service.frontends.grpc.method_handlers import METHODS, SERVICE
 from service.frontends.grpc.uploads import UploadGate
@@ -29,20 +30,22 @@ def grpc_server(
     settings: Settings,
     *,
     vision_service: grpc.GenericRpcHandler,
+    at_once: Mapping[str, AtOnce],
     health_service: health_pb2_grpc.HealthServicer,
     access: AccessControl,
     uploads: UploadGate,
     shares_port: bool,
 ) -> aio.Server:
-    """Make the server. Requests arrive through `uploads`. `access` says who may use health and reflection.
+    """Make the server. Requests of health arrive through `uploads`. `access` says who may use health and reflection.
+    `at_once` refuses calls of methods of VisionService before their requests arrive.
 
     `shares_port`: other gateway processes of this server listen on the same port.
     """
     server = AioServer(  # type: ignore[abstract]  # the stubs say so, grpcio does not
-        interceptors=(uploads,),
+        guarded=uploads.guarded,
         options=[
-            # Twice the limit: pictures that are somewhat too large get our error, not gRPC's.
-            ("grpc.max_receive_message_length", 2 * settings.max_image_bytes + 2**20),
+            # Pictures that are somewhat too large get our error, not gRPC's.
+            ("grpc.max_receive_message_length", _message_bytes(settings)),
             ("grpc.max_send_message_length", -1),
             # gRPC's default would let an unrelated second gateway take half of the connections.
             ("grpc.so_reuseport", int(shares_port)),
@@ -52,7 +55,7 @@ def grpc_server(
             *_connection_age(settings),
         ],
     )
-    server.add_service(SERVICE, METHODS, vision_service)
+    server.add_service(SERVICE, METHODS, vision_service, at_once)
     if settings.health_access == "callers":
         health_service = GuardedHealth(health_service, access)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
@@ -68,6 +71,11 @@ def _add_reflection(settings: Settings, server: aio.Server, access: AccessContro
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(guarded, server)  # type: ignore[no-untyped-call]
     elif settings.reflection_access == "open":
         reflection.enable_server_reflection(services, server)
+
+
+def _message_bytes(settings: Settings) -> int:
+    """Return the size from which gRPC refuses messages itself."""
+    return max(2 * settings.max_image_bytes, settings.max_call_pictures_megabytes * 2**20) + 2**20
 
 
 def _connections(settings: Settings) -> tuple[tuple[str, int], ...]:

@@ -1,38 +1,24 @@
-"""The mapping of service errors to gRPC: status codes, and the details of a failed call.
+"""The mapping of service errors to gRPC: status codes, and the trailer with the details of a failed call.
 
-In: a `ServiceError`. Out: a `grpc.StatusCode` and a `google.rpc.Status`. Never decides what an error is.
+In: a `ServiceError`. Out: what `ServicerContext.abort` takes. Never decides what an error is.
 """
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
 
-from service.core.errors import ServiceError
+from service.core.errors import ErrorCode, ServiceError
+from service.frontends.status import status_bytes
 
-DOMAIN = "mobilevision"  # `ErrorInfo.domain`: the namespace of our reasons
 STATUS_DETAILS_KEY = "grpc-status-details-bin"  # the trailer that gRPC libraries read `google.rpc.Status` from
+
+# gRPC's names are those of `google.rpc.Code`, like ours.
+_CODES = {code: grpc.StatusCode[code.name] for code in ErrorCode}
 
 
 def status_code(error: ServiceError) -> grpc.StatusCode:
-    """Return the gRPC status code of an error. gRPC's names are those of `google.rpc.Code`, like ours."""
-    return grpc.StatusCode[error.code.name]
+    """Return the gRPC status code of an error."""
+    return _CODES[error.code]
 
 
-def to_status(error: ServiceError, *, request_id: str) -> status_pb2.Status:
-    """Return the error with ErrorInfo and RequestInfo, and with RetryInfo where repeating the call can help."""
-    details: list[Message] = [
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata),
-        error_details_pb2.RequestInfo(request_id=request_id),
-    ]
-    if error.retry_after_seconds is not None:
-        delay = duration_pb2.Duration()
-        delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    return status_pb2.Status(code=error.code.value, message=error.message, details=[_packed(each) for each in details])
-
-
-def _packed(detail: Message) -> any_pb2.Any:
-    packed = any_pb2.Any()
-    packed.Pack(detail)
-    return packed
+def status_trailer(error: ServiceError, *, request_id: str) -> tuple[str, bytes]:
+    """Return the trailer with the details of an error."""
+    return STATUS_DETAILS_KEY, status_bytes(error, request_id=request_id)

@@ -38,8 +38,8 @@ class Servicer(vision_pb2_grpc.VisionServiceServicer):
         self.authorizations.append(dict(context.invocation_metadata()).get("authorization"))
         if not request.image.startswith(b"\x89PNG"):
             error = errors.ImageFormatUnsupported("no picture this server reads")
-            details = status.to_status(error, request_id="id-1").SerializeToString()
-            context.set_trailing_metadata((*TRAILERS[:1], (status.STATUS_DETAILS_KEY, details)))
+            trailer = status.status_trailer(error, request_id="id-1")
+            context.set_trailing_metadata((*TRAILERS[:1], trailer))
             context.abort(status.status_code(error), error.message)
         context.set_trailing_metadata(TRAILERS)
         return {

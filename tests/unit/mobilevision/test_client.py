@@ -39,10 +39,8 @@ class Servicer(vision_pb2_grpc.VisionServiceServicer):
         self.metadata.append(dict(context.invocation_metadata()))
         self.remaining.append(context.time_remaining())
         if isinstance(self.fail_with, errors.ServiceError):
-            details = status.to_status(self.fail_with, request_id="echoed")
-            context.set_trailing_metadata(
-                (("x-request-id", "echoed"), (status.STATUS_DETAILS_KEY, details.SerializeToString()))
-            )
+            trailer = status.status_trailer(self.fail_with, request_id="echoed")
+            context.set_trailing_metadata((("x-request-id", "echoed"), trailer))
             context.abort(status.status_code(self.fail_with), self.fail_with.message)
         if self.fail_with is not None:
             code, trailers = self.fail_with
@@ -313,3 +311,20 @@ def test_the_key_goes_with_every_call(target, servicer):
         client.classify(b"picture")
         client.classify(b"picture")
     assert [each["authorization"] for each in servicer.metadata] == ["Bearer k"] * 2
+
+
+def test_a_call_says_in_its_metadata_what_it_asks_so_that_an_overloaded_server_need_not_read_it(servicer, client):
+    client.classify(b"jpeg", model="tiny")
+    client.detect(b"jpeg", priority=vision_pb2.PRIORITY_BATCH)
+    client.classify(b"jpeg", model="pêche")
+    client.list_models()
+    hints = [
+        {key: value for key, value in metadata.items() if key.startswith("mobilevision-")}
+        for metadata in servicer.metadata
+    ]
+    assert hints == [
+        {"mobilevision-model": "tiny"},
+        {"mobilevision-model": "", "mobilevision-priority": "batch"},
+        {},
+        {},
+    ]

@@ -22,9 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'service/pb/mobilevision/v1/vision.proto\x12\x0fmobilevision.v1\"z\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x00\x88\x01\x01\x12+\n\x08priority\x18\x04 \x01(\x0e\x32\x19.mobilevision.v1.PriorityB\x08\n\x06_top_k\"\x90\x01\n\x10\x43lassifyResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.mobilevision.v1.ModelUsed\x12)\n\x07picture\x18\x02 \x01(\x0b\x32\x18.mobilevision.v1.Picture\x12&\n\x06labels\x18\x03 \x03(\x0b\x32\x16.mobilevision.v1.Label\"\xbc\x01\n\rDetectRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x1c\n\x0fscore_threshold\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x1b\n\x0emax_detections\x18\x04 \x01(\rH\x01\x88\x01\x01\x12+\n\x08priority\x18\x05 \x01(\x0e\x32\x19.mobilevision.v1.PriorityB\x12\n\x10_score_thresholdB\x11\n\x0f_max_detections\"\x96\x01\n\x0e\x44\x65tectResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.mobilevision.v1.ModelUsed\x12)\n\x07picture\x18\x02 \x01(\x0b\x32\x18.mobilevision.v1.Picture\x12.\n\ndetections\x18\x03 \x03(\x0b\x32\x1a.mobilevision.v1.Detection\"\xad\x01\n\x0eSegmentRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x34\n\rmask_encoding\x18\x03 \x01(\x0e\x32\x1d.mobilevision.v1.MaskEncoding\x12\x1a\n\x12include_confidence\x18\x04 \x01(\x08\x12+\n\x08priority\x18\x05 \x01(\x0e\x32\x19.mobilevision.v1.Priority\"\xc3\x01\n\x0fSegmentResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.mobilevision.v1.ModelUsed\x12)\n\x07picture\x18\x02 \x01(\x0b\x32\x18.mobilevision.v1.Picture\x12\x30\n\x07\x63lasses\x18\x03 \x03(\x0b\x32\x1f.mobilevision.v1.SegmentedClass\x12\x10\n\x08mask_png\x18\x04 \x01(\x0c\x12\x16\n\x0e\x63onfidence_png\x18\x05 \x01(\x0c\"\xa0\x01\n\tModelUsed\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12.\n\x07weights\x18\x03 \x01(\x0e\x32\x1d.mobilevision.v1.WeightsState\x12\x15\n\rmodule_sha256\x18\x32 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x33 \x01(\t\x12\r\n\x05\x64type\x18\x34 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x35 \x01(\t\"8\n\x07Picture\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\"0\n\x05Label\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\"A\n\x03\x42ox\x12\r\n\x05x_min\x18\x01 \x01(\x02\x12\r\n\x05y_min\x18\x02 \x01(\x02\x12\r\n\x05x_max\x18\x03 \x01(\x02\x12\r\n\x05y_max\x18\x04 \x01(\x02\"U\n\tDetection\x12!\n\x03\x62ox\x18\x01 \x01(\x0b\x32\x14.mobilevision.v1.Box\x12%\n\x05label\x18\x02 \x01(\x0b\x32\x16.mobilevision.v1.Label\"U\n\x0eSegmentedClass\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\rarea_fraction\x18\x03 \x01(\x02\x12\x12\n\nrle_counts\x18\x04 \x01(\x0c\"8\n\x11ListModelsRequest\x12#\n\x04task\x18\x01 \x01(\x0e\x32\x15.mobilevision.v1.Task\"<\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.mobilevision.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10GetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.mobilevision.v1.Model\"\x8a\x04\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12#\n\x04task\x18\x03 \x01(\x0e\x32\x15.mobilevision.v1.Task\x12\x0e\n\x06\x66\x61mily\x18\x04 \x01(\t\x12\x0f\n\x07variant\x18\x05 \x01(\t\x12\x0c\n\x04head\x18\x06 \x01(\t\x12.\n\x07weights\x18\x07 \x01(\x0e\x32\x1d.mobilevision.v1.WeightsState\x12\x16\n\x0eweights_source\x18\x08 \x01(\t\x12\x13\n\x0binput_width\x18\t \x01(\r\x12\x14\n\x0cinput_height\x18\n \x01(\r\x12\x12\n\nparameters\x18\x0b \x01(\x04\x12\x0c\n\x04macs\x18\x0c \x01(\x04\x12\r\n\x05ready\x18\r \x01(\x08\x12\x12\n\nis_default\x18\x0e \x01(\x08\x12\x0e\n\x06labels\x18\x0f \x03(\t\x12\x45\n\x10published_scores\x18\x10 \x03(\x0b\x32+.mobilevision.v1.Model.PublishedScoresEntry\x12\x15\n\rmodule_sha256\x18\x11 \x01(\t\x12\x15\n\rlabel_colours\x18< \x03(\t\x12\x19\n\x11\x64\x65\x66inition_sha256\x18= \x01(\t\x1a\x36\n\x14PublishedScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*R\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x11\n\rTASK_CLASSIFY\x10\x01\x12\x0f\n\x0bTASK_DETECT\x10\x02\x12\x10\n\x0cTASK_SEGMENT\x10\x03*\x95\x01\n\x0cWeightsState\x12\x1d\n\x19WEIGHTS_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14WEIGHTS_STATE_RANDOM\x10\x01\x12\x16\n\x12WEIGHTS_STATE_DEMO\x10\x02\x12\x1a\n\x16WEIGHTS_STATE_OFFICIAL\x10\x03\x12\x18\n\x14WEIGHTS_STATE_CUSTOM\x10\x04*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_BATCH\x10\x02*`\n\x0cMaskEncoding\x12\x1d\n\x19MASK_ENCODING_UNSPECIFIED\x10\x00\x12\x15\n\x11MASK_ENCODING_PNG\x10\x01\x12\x1a\n\x16MASK_ENCODING_COCO_RLE\x10\x02*\x80\x07\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x45RROR_REASON_IMAGE_EMPTY\x10\x01\x12%\n!ERROR_REASON_IMAGE_TOO_MANY_BYTES\x10\x02\x12&\n\"ERROR_REASON_IMAGE_TOO_MANY_PIXELS\x10\x03\x12)\n%ERROR_REASON_IMAGE_FORMAT_UNSUPPORTED\x10\x04\x12 \n\x1c\x45RROR_REASON_IMAGE_TRUNCATED\x10\x05\x12\x1e\n\x1a\x45RROR_REASON_IMAGE_CORRUPT\x10\x06\x12#\n\x1f\x45RROR_REASON_FIELD_OUT_OF_RANGE\x10\x07\x12\x1e\n\x1a\x45RROR_REASON_TASK_MISMATCH\x10\x08\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_FOUND\x10\t\x12!\n\x1d\x45RROR_REASON_NO_DEFAULT_MODEL\x10\n\x12\"\n\x1e\x45RROR_REASON_DEADLINE_EXCEEDED\x10\x0b\x12\x1b\n\x17\x45RROR_REASON_QUEUE_FULL\x10\x0c\x12\"\n\x1e\x45RROR_REASON_TOO_MANY_REQUESTS\x10\r\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_READY\x10\x0e\x12$\n ERROR_REASON_BACKEND_UNAVAILABLE\x10\x0f\x12 \n\x1c\x45RROR_REASON_BACKEND_TIMEOUT\x10\x10\x12\x1e\n\x1a\x45RROR_REASON_SHUTTING_DOWN\x10\x11\x12\x1e\n\x1a\x45RROR_REASON_BACKEND_FAULT\x10\x12\x12\x14\n\x10\x45RROR_REASON_BUG\x10\x13\x12\x1a\n\x16\x45RROR_REASON_CANCELLED\x10\x14\x12%\n!ERROR_REASON_DEADLINE_UNREACHABLE\x10\x15\x12\"\n\x1e\x45RROR_REASON_REQUEST_MALFORMED\x10\x16\x12 \n\x1c\x45RROR_REASON_UNAUTHENTICATED\x10\x17\x12\"\n\x1e\x45RROR_REASON_PERMISSION_DENIED\x10\x18\x12\x1d\n\x19\x45RROR_REASON_RATE_LIMITED\x10\x19\x32\xa1\x03\n\rVisionService\x12O\n\x08\x43lassify\x12 .mobilevision.v1.ClassifyRequest\x1a!.mobilevision.v1.ClassifyResponse\x12I\n\x06\x44\x65tect\x12\x1e.mobilevision.v1.DetectRequest\x1a\x1f.mobilevision.v1.DetectResponse\x12L\n\x07Segment\x12\x1f.mobilevision.v1.SegmentRequest\x1a .mobilevision.v1.SegmentResponse\x12U\n\nListModels\x12\".mobilevision.v1.ListModelsRequest\x1a#.mobilevision.v1.ListModelsResponse\x12O\n\x08GetModel\x12 .mobilevision.v1.GetModelRequest\x1a!.mobilevision.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'service/pb/mobilevision/v1/vision.proto\x12\x0fmobilevision.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"z\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x00\x88\x01\x01\x12+\n\x08priority\x18\x04 \x01(\x0e\x32\x19.mobilevision.v1.PriorityB\x08\n\x06_top_k\"\x90\x01\n\x10\x43lassifyResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.mobilevision.v1.ModelUsed\x12)\n\x07picture\x18\x02 \x01(\x0b\x32\x18.mobilevision.v1.Picture\x12&\n\x06labels\x18\x03 \x03(\x0b\x32\x16.mobilevision.v1.Label\"\xbc\x01\n\rDetectRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x1c\n\x0fscore_threshold\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x1b\n\x0emax_detections\x18\x04 \x01(\rH\x01\x88\x01\x01\x12+\n\x08priority\x18\x05 \x01(\x0e\x32\x19.mobilevision.v1.PriorityB\x12\n\x10_score_thresholdB\x11\n\x0f_max_detections\"\x96\x01\n\x0e\x44\x65tectResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.mobilevision.v1.ModelUsed\x12)\n\x07picture\x18\x02 \x01(\x0b\x32\x18.mobilevision.v1.Picture\x12.\n\ndetections\x18\x03 \x03(\x0b\x32\x1a.mobilevision.v1.Detection\"\xad\x01\n\x0eSegmentRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x34\n\rmask_encoding\x18\x03 \x01(\x0e\x32\x1d.mobilevision.v1.MaskEncoding\x12\x1a\n\x12include_confidence\x18\x04 \x01(\x08\x12+\n\x08priority\x18\x05 \x01(\x0e\x32\x19.mobilevision.v1.Priority\"\xc3\x01\n\x0fSegmentResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.mobilevision.v1.ModelUsed\x12)\n\x07picture\x18\x02 \x01(\x0b\x32\x18.mobilevision.v1.Picture\x12\x30\n\x07\x63lasses\x18\x03 \x03(\x0b\x32\x1f.mobilevision.v1.SegmentedClass\x12\x10\n\x08mask_png\x18\x04 \x01(\x0c\x12\x16\n\x0e\x63onfidence_png\x18\x05 \x01(\x0c\"\xa0\x01\n\tModelUsed\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12.\n\x07weights\x18\x03 \x01(\x0e\x32\x1d.mobilevision.v1.WeightsState\x12\x15\n\rmodule_sha256\x18\x32 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x33 \x01(\t\x12\r\n\x05\x64type\x18\x34 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x35 \x01(\t\"8\n\x07Picture\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\"0\n\x05Label\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\"A\n\x03\x42ox\x12\r\n\x05x_min\x18\x01 \x01(\x02\x12\r\n\x05y_min\x18\x02 \x01(\x02\x12\r\n\x05x_max\x18\x03 \x01(\x02\x12\r\n\x05y_max\x18\x04 \x01(\x02\"U\n\tDetection\x12!\n\x03\x62ox\x18\x01 \x01(\x0b\x32\x14.mobilevision.v1.Box\x12%\n\x05label\x18\x02 \x01(\x0b\x32\x16.mobilevision.v1.Label\"U\n\x0eSegmentedClass\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\rarea_fraction\x18\x03 \x01(\x02\x12\x12\n\nrle_counts\x18\x04 \x01(\x0c\"\xc3\x01\n\x0ePictureRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x34\n\x08\x63lassify\x18\x02 \x01(\x0b\x32 .mobilevision.v1.ClassifyRequestH\x00\x12\x30\n\x06\x64\x65tect\x18\x03 \x01(\x0b\x32\x1e.mobilevision.v1.DetectRequestH\x00\x12\x32\n\x07segment\x18\x04 \x01(\x0b\x32\x1f.mobilevision.v1.SegmentRequestH\x00\x42\t\n\x07request\"\x9c\x02\n\x0fPictureResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x35\n\x08\x63lassify\x18\x02 \x01(\x0b\x32!.mobilevision.v1.ClassifyResponseH\x00\x12\x31\n\x06\x64\x65tect\x18\x03 \x01(\x0b\x32\x1f.mobilevision.v1.DetectResponseH\x00\x12\x33\n\x07segment\x18\x04 \x01(\x0b\x32 .mobilevision.v1.SegmentResponseH\x00\x12#\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12.\n\x06timing\x18\x06 \x01(\x0b\x32\x1e.mobilevision.v1.PictureTimingB\t\n\x07outcome\"\xa1\x01\n\rPictureTiming\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x01 \x01(\x02\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x02\x12\x19\n\x11transport_seconds\x18\x03 \x01(\x02\x12\x19\n\x11inference_seconds\x18\x04 \x01(\x02\x12\x17\n\x0fresults_seconds\x18\x05 \x01(\x02\x12\x12\n\nbatch_size\x18\x06 \x01(\r\"A\n\x0c\x42\x61tchRequest\x12\x31\n\x08pictures\x18\x01 \x03(\x0b\x32\x1f.mobilevision.v1.PictureRequest\"C\n\rBatchResponse\x12\x32\n\x08pictures\x18\x01 \x03(\x0b\x32 .mobilevision.v1.PictureResponse\"m\n\rStreamRequest\x12\x30\n\x07picture\x18\x01 \x01(\x0b\x32\x1f.mobilevision.v1.PictureRequest\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x7f\n\x0eStreamResponse\x12/\n\x06\x63redit\x18\x01 \x01(\x0b\x32\x1d.mobilevision.v1.StreamCreditH\x00\x12\x33\n\x07picture\x18\x02 \x01(\x0b\x32 .mobilevision.v1.PictureResponseH\x00\x42\x07\n\x05\x65vent\" \n\x0cStreamCredit\x12\x10\n\x08pictures\x18\x01 \x01(\r\"8\n\x11ListModelsRequest\x12#\n\x04task\x18\x01 \x01(\x0e\x32\x15.mobilevision.v1.Task\"<\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.mobilevision.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10GetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.mobilevision.v1.Model\"\x8a\x04\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12#\n\x04task\x18\x03 \x01(\x0e\x32\x15.mobilevision.v1.Task\x12\x0e\n\x06\x66\x61mily\x18\x04 \x01(\t\x12\x0f\n\x07variant\x18\x05 \x01(\t\x12\x0c\n\x04head\x18\x06 \x01(\t\x12.\n\x07weights\x18\x07 \x01(\x0e\x32\x1d.mobilevision.v1.WeightsState\x12\x16\n\x0eweights_source\x18\x08 \x01(\t\x12\x13\n\x0binput_width\x18\t \x01(\r\x12\x14\n\x0cinput_height\x18\n \x01(\r\x12\x12\n\nparameters\x18\x0b \x01(\x04\x12\x0c\n\x04macs\x18\x0c \x01(\x04\x12\r\n\x05ready\x18\r \x01(\x08\x12\x12\n\nis_default\x18\x0e \x01(\x08\x12\x0e\n\x06labels\x18\x0f \x03(\t\x12\x45\n\x10published_scores\x18\x10 \x03(\x0b\x32+.mobilevision.v1.Model.PublishedScoresEntry\x12\x15\n\rmodule_sha256\x18\x11 \x01(\t\x12\x15\n\rlabel_colours\x18< \x03(\t\x12\x19\n\x11\x64\x65\x66inition_sha256\x18= \x01(\t\x1a\x36\n\x14PublishedScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*R\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x11\n\rTASK_CLASSIFY\x10\x01\x12\x0f\n\x0bTASK_DETECT\x10\x02\x12\x10\n\x0cTASK_SEGMENT\x10\x03*\x95\x01\n\x0cWeightsState\x12\x1d\n\x19WEIGHTS_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14WEIGHTS_STATE_RANDOM\x10\x01\x12\x16\n\x12WEIGHTS_STATE_DEMO\x10\x02\x12\x1a\n\x16WEIGHTS_STATE_OFFICIAL\x10\x03\x12\x18\n\x14WEIGHTS_STATE_CUSTOM\x10\x04*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_BATCH\x10\x02*`\n\x0cMaskEncoding\x12\x1d\n\x19MASK_ENCODING_UNSPECIFIED\x10\x00\x12\x15\n\x11MASK_ENCODING_PNG\x10\x01\x12\x1a\n\x16MASK_ENCODING_COCO_RLE\x10\x02*\x80\x07\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x45RROR_REASON_IMAGE_EMPTY\x10\x01\x12%\n!ERROR_REASON_IMAGE_TOO_MANY_BYTES\x10\x02\x12&\n\"ERROR_REASON_IMAGE_TOO_MANY_PIXELS\x10\x03\x12)\n%ERROR_REASON_IMAGE_FORMAT_UNSUPPORTED\x10\x04\x12 \n\x1c\x45RROR_REASON_IMAGE_TRUNCATED\x10\x05\x12\x1e\n\x1a\x45RROR_REASON_IMAGE_CORRUPT\x10\x06\x12#\n\x1f\x45RROR_REASON_FIELD_OUT_OF_RANGE\x10\x07\x12\x1e\n\x1a\x45RROR_REASON_TASK_MISMATCH\x10\x08\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_FOUND\x10\t\x12!\n\x1d\x45RROR_REASON_NO_DEFAULT_MODEL\x10\n\x12\"\n\x1e\x45RROR_REASON_DEADLINE_EXCEEDED\x10\x0b\x12\x1b\n\x17\x45RROR_REASON_QUEUE_FULL\x10\x0c\x12\"\n\x1e\x45RROR_REASON_TOO_MANY_REQUESTS\x10\r\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_READY\x10\x0e\x12$\n ERROR_REASON_BACKEND_UNAVAILABLE\x10\x0f\x12 \n\x1c\x45RROR_REASON_BACKEND_TIMEOUT\x10\x10\x12\x1e\n\x1a\x45RROR_REASON_SHUTTING_DOWN\x10\x11\x12\x1e\n\x1a\x45RROR_REASON_BACKEND_FAULT\x10\x12\x12\x14\n\x10\x45RROR_REASON_BUG\x10\x13\x12\x1a\n\x16\x45RROR_REASON_CANCELLED\x10\x14\x12%\n!ERROR_REASON_DEADLINE_UNREACHABLE\x10\x15\x12\"\n\x1e\x45RROR_REASON_REQUEST_MALFORMED\x10\x16\x12 \n\x1c\x45RROR_REASON_UNAUTHENTICATED\x10\x17\x12\"\n\x1e\x45RROR_REASON_PERMISSION_DENIED\x10\x18\x12\x1d\n\x19\x45RROR_REASON_RATE_LIMITED\x10\x19\x32\xb8\x04\n\rVisionService\x12O\n\x08\x43lassify\x12 .mobilevision.v1.ClassifyRequest\x1a!.mobilevision.v1.ClassifyResponse\x12I\n\x06\x44\x65tect\x12\x1e.mobilevision.v1.DetectRequest\x1a\x1f.mobilevision.v1.DetectResponse\x12L\n\x07Segment\x12\x1f.mobilevision.v1.SegmentRequest\x1a .mobilevision.v1.SegmentResponse\x12\x46\n\x05\x42\x61tch\x12\x1d.mobilevision.v1.BatchRequest\x1a\x1e.mobilevision.v1.BatchResponse\x12M\n\x06Stream\x12\x1e.mobilevision.v1.StreamRequest\x1a\x1f.mobilevision.v1.StreamResponse(\x01\x30\x01\x12U\n\nListModels\x12\".mobilevision.v1.ListModelsRequest\x1a#.mobilevision.v1.ListModelsResponse\x12O\n\x08GetModel\x12 .mobilevision.v1.GetModelRequest\x1a!.mobilevision.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,52 +35,68 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODEL_PUBLISHEDSCORESENTRY']._loaded_options = None
   _globals['_MODEL_PUBLISHEDSCORESENTRY']._serialized_options = b'8\001'
-  _globals['_TASK']._serialized_start=2298
-  _globals['_TASK']._serialized_end=2380
-  _globals['_WEIGHTSSTATE']._serialized_start=2383
-  _globals['_WEIGHTSSTATE']._serialized_end=2532
-  _globals['_PRIORITY']._serialized_start=2534
-  _globals['_PRIORITY']._serialized_end=2616
-  _globals['_MASKENCODING']._serialized_start=2618
-  _globals['_MASKENCODING']._serialized_end=2714
-  _globals['_ERRORREASON']._serialized_start=2717
-  _globals['_ERRORREASON']._serialized_end=3613
-  _globals['_CLASSIFYREQUEST']._serialized_start=60
-  _globals['_CLASSIFYREQUEST']._serialized_end=182
-  _globals['_CLASSIFYRESPONSE']._serialized_start=185
-  _globals['_CLASSIFYRESPONSE']._serialized_end=329
-  _globals['_DETECTREQUEST']._serialized_start=332
-  _globals['_DETECTREQUEST']._serialized_end=520
-  _globals['_DETECTRESPONSE']._serialized_start=523
-  _globals['_DETECTRESPONSE']._serialized_end=673
-  _globals['_SEGMENTREQUEST']._serialized_start=676
-  _globals['_SEGMENTREQUEST']._serialized_end=849
-  _globals['_SEGMENTRESPONSE']._serialized_start=852
-  _globals['_SEGMENTRESPONSE']._serialized_end=1047
-  _globals['_MODELUSED']._serialized_start=1050
-  _globals['_MODELUSED']._serialized_end=1210
-  _globals['_PICTURE']._serialized_start=1212
-  _globals['_PICTURE']._serialized_end=1268
-  _globals['_LABEL']._serialized_start=1270
-  _globals['_LABEL']._serialized_end=1318
-  _globals['_BOX']._serialized_start=1320
-  _globals['_BOX']._serialized_end=1385
-  _globals['_DETECTION']._serialized_start=1387
-  _globals['_DETECTION']._serialized_end=1472
-  _globals['_SEGMENTEDCLASS']._serialized_start=1474
-  _globals['_SEGMENTEDCLASS']._serialized_end=1559
-  _globals['_LISTMODELSREQUEST']._serialized_start=1561
-  _globals['_LISTMODELSREQUEST']._serialized_end=1617
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1619
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1679
-  _globals['_GETMODELREQUEST']._serialized_start=1681
-  _globals['_GETMODELREQUEST']._serialized_end=1712
-  _globals['_GETMODELRESPONSE']._serialized_start=1714
-  _globals['_GETMODELRESPONSE']._serialized_end=1771
-  _globals['_MODEL']._serialized_start=1774
-  _globals['_MODEL']._serialized_end=2296
-  _globals['_MODEL_PUBLISHEDSCORESENTRY']._serialized_start=2242
-  _globals['_MODEL_PUBLISHEDSCORESENTRY']._serialized_end=2296
-  _globals['_VISIONSERVICE']._serialized_start=3616
-  _globals['_VISIONSERVICE']._serialized_end=4033
+  _globals['_TASK']._serialized_start=3414
+  _globals['_TASK']._serialized_end=3496
+  _globals['_WEIGHTSSTATE']._serialized_start=3499
+  _globals['_WEIGHTSSTATE']._serialized_end=3648
+  _globals['_PRIORITY']._serialized_start=3650
+  _globals['_PRIORITY']._serialized_end=3732
+  _globals['_MASKENCODING']._serialized_start=3734
+  _globals['_MASKENCODING']._serialized_end=3830
+  _globals['_ERRORREASON']._serialized_start=3833
+  _globals['_ERRORREASON']._serialized_end=4729
+  _globals['_CLASSIFYREQUEST']._serialized_start=117
+  _globals['_CLASSIFYREQUEST']._serialized_end=239
+  _globals['_CLASSIFYRESPONSE']._serialized_start=242
+  _globals['_CLASSIFYRESPONSE']._serialized_end=386
+  _globals['_DETECTREQUEST']._serialized_start=389
+  _globals['_DETECTREQUEST']._serialized_end=577
+  _globals['_DETECTRESPONSE']._serialized_start=580
+  _globals['_DETECTRESPONSE']._serialized_end=730
+  _globals['_SEGMENTREQUEST']._serialized_start=733
+  _globals['_SEGMENTREQUEST']._serialized_end=906
+  _globals['_SEGMENTRESPONSE']._serialized_start=909
+  _globals['_SEGMENTRESPONSE']._serialized_end=1104
+  _globals['_MODELUSED']._serialized_start=1107
+  _globals['_MODELUSED']._serialized_end=1267
+  _globals['_PICTURE']._serialized_start=1269
+  _globals['_PICTURE']._serialized_end=1325
+  _globals['_LABEL']._serialized_start=1327
+  _globals['_LABEL']._serialized_end=1375
+  _globals['_BOX']._serialized_start=1377
+  _globals['_BOX']._serialized_end=1442
+  _globals['_DETECTION']._serialized_start=1444
+  _globals['_DETECTION']._serialized_end=1529
+  _globals['_SEGMENTEDCLASS']._serialized_start=1531
+  _globals['_SEGMENTEDCLASS']._serialized_end=1616
+  _globals['_PICTUREREQUEST']._serialized_start=1619
+  _globals['_PICTUREREQUEST']._serialized_end=1814
+  _globals['_PICTURERESPONSE']._serialized_start=1817
+  _globals['_PICTURERESPONSE']._serialized_end=2101
+  _globals['_PICTURETIMING']._serialized_start=2104
+  _globals['_PICTURETIMING']._serialized_end=2265
+  _globals['_BATCHREQUEST']._serialized_start=2267
+  _globals['_BATCHREQUEST']._serialized_end=2332
+  _globals['_BATCHRESPONSE']._serialized_start=2334
+  _globals['_BATCHRESPONSE']._serialized_end=2401
+  _globals['_STREAMREQUEST']._serialized_start=2403
+  _globals['_STREAMREQUEST']._serialized_end=2512
+  _globals['_STREAMRESPONSE']._serialized_start=2514
+  _globals['_STREAMRESPONSE']._serialized_end=2641
+  _globals['_STREAMCREDIT']._serialized_start=2643
+  _globals['_STREAMCREDIT']._serialized_end=2675
+  _globals['_LISTMODELSREQUEST']._serialized_start=2677
+  _globals['_LISTMODELSREQUEST']._serialized_end=2733
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2735
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2795
+  _globals['_GETMODELREQUEST']._serialized_start=2797
+  _globals['_GETMODELREQUEST']._serialized_end=2828
+  _globals['_GETMODELRESPONSE']._serialized_start=2830
+  _globals['_GETMODELRESPONSE']._serialized_end=2887
+  _globals['_MODEL']._serialized_start=2890
+  _globals['_MODEL']._serialized_end=3412
+  _globals['_MODEL_PUBLISHEDSCORESENTRY']._serialized_start=3358
+  _globals['_MODEL_PUBLISHEDSCORESENTRY']._serialized_end=3412
+  _globals['_VISIONSERVICE']._serialized_start=4732
+  _globals['_VISIONSERVICE']._serialized_end=5300
 # @@protoc_insertion_point(module_scope)

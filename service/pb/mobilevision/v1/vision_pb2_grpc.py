@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class VisionServiceStub:
-    """Three calls that run vision models, and two calls that describe the models.
+    """Three calls that run vision models on one picture, two that run them on several, and two that describe the models.
     """
 
     def __init__(self, channel):
@@ -50,6 +50,16 @@ class VisionServiceStub:
                 request_serializer=service_dot_pb_dot_mobilevision_dot_v1_dot_vision__pb2.SegmentRequest.SerializeToString,
                 response_deserializer=service_dot_pb_dot_mobilevision_dot_v1_dot_vision__pb2.SegmentResponse.FromString,
                 _registered_method=True)
+        self.Batch = channel.unary_unary(
+                '/mobilevision.v1.VisionService/Batch',
+                request_serializer=service_dot_pb_dot_mobilevision_dot_v1_dot_vision__pb2.BatchRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_mobilevision_dot_v1_dot_vision__pb2.BatchResponse.FromString,
+                _registered_method=True)
+        self.Stream = channel.stream_stream(
+                '/mobilevision.v1.VisionService/Stream',
+                request_serializer=service_dot_pb_dot_mobilevision_dot_v1_dot_vision__pb2.StreamRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_mobilevision_dot_v1_dot_vision__pb2.StreamResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/mobilevision.v1.VisionService/ListModels',
                 request_serializer=service_dot_pb_dot_mobilevision_dot_v1_dot_vision__pb2.ListModelsRequest.SerializeToString,
@@ -63,7 +73,7 @@ class VisionServiceStub:
 
 
 class VisionServiceServicer:
-    """Three calls that run vision models, and two calls that describe the models.
+    """Three calls that run vision models on one picture, two that run them on several, and two that describe the models.
     """
 
     def Classify(self, request, context):
@@ -82,6 +92,24 @@ class VisionServiceServicer:
 
     def Segment(self, request, context):
         """Assigns a class to every pixel: a class map of the picture's own size.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Batch(self, request, context):
+        """Answers several pictures that the caller has together. The pictures are batched as those of single calls are. The
+        call ends when all are answered. A picture that fails has its error in its place, and the call succeeds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Stream(self, request_iterator, context):
+        """Answers pictures as they come. Answers are sent as they are ready, in any order; `id` tells to which picture one
+        belongs. A picture that fails has its error as its answer, and the stream goes on. The first message of the server
+        is a `StreamCredit`. The server reads no further picture while that many are without a sent answer, so a caller that
+        does not read is not read either.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,6 +147,16 @@ def add_VisionServiceServicer_to_server(servicer, server):
                     request_deserializer=service_dot_pb_dot_mobilevision_dot_v1_dot_vision__pb2.SegmentRequest.FromString,
                     response_serializer=service_dot_pb_dot_mobilevision_dot_v1_dot_vision__pb2.SegmentResponse.SerializeToString,
             ),
+            'Batch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Batch,
+                    request_deserializer=service_dot_pb_dot_mobilevision_dot_v1_dot_vision__pb2.BatchRequest.FromString,
+                    response_serializer=service_dot_pb_dot_mobilevision_dot_v1_dot_vision__pb2.BatchResponse.SerializeToString,
+            ),
+            'Stream': grpc.stream_stream_rpc_method_handler(
+                    servicer.Stream,
+                    request_deserializer=service_dot_pb_dot_mobilevision_dot_v1_dot_vision__pb2.StreamRequest.FromString,
+                    response_serializer=service_dot_pb_dot_mobilevision_dot_v1_dot_vision__pb2.StreamResponse.SerializeToString,
+            ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
                     request_deserializer=service_dot_pb_dot_mobilevision_dot_v1_dot_vision__pb2.ListModelsRequest.FromString,
@@ -138,7 +176,7 @@ def add_VisionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VisionService:
-    """Three calls that run vision models, and two calls that describe the models.
+    """Three calls that run vision models on one picture, two that run them on several, and two that describe the models.
     """
 
     @staticmethod
@@ -212,6 +250,60 @@ class VisionService:
             '/mobilevision.v1.VisionService/Segment',
             service_dot_pb_dot_mobilevision_dot_v1_dot_vision__pb2.SegmentRequest.SerializeToString,
             service_dot_pb_dot_mobilevision_dot_v1_dot_vision__pb2.SegmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Batch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mobilevision.v1.VisionService/Batch',
+            service_dot_pb_dot_mobilevision_dot_v1_dot_vision__pb2.BatchRequest.SerializeToString,
+            service_dot_pb_dot_mobilevision_dot_v1_dot_vision__pb2.BatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Stream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/mobilevision.v1.VisionService/Stream',
+            service_dot_pb_dot_mobilevision_dot_v1_dot_vision__pb2.StreamRequest.SerializeToString,
+            service_dot_pb_dot_mobilevision_dot_v1_dot_vision__pb2.StreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

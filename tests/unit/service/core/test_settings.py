@@ -31,6 +31,12 @@ def test_the_clients_variable_may_be_set_in_the_shell_of_a_server(monkeypatch: p
     [
         ("max_batch = 0", "max_batch"),
         ("max_batch = 'x'", "max_batch"),
+        ("max_call_pictures = 0", "max_call_pictures"),
+        ("max_call_pictures_megabytes = 1024", "max_call_pictures_megabytes"),
+        ("max_streams = 0", "max_streams"),
+        ("max_stream_pictures = 0", "max_stream_pictures"),
+        ("max_stream_seconds = 0", "max_stream_seconds"),
+        ("stream_idle_seconds = 0", "stream_idle_seconds"),
         ("max_decode_seconds = 0", "max_decode_seconds"),
         ("max_connections = 0", "max_connections"),
         ("max_btch = 1", "max_btch"),

@@ -7,7 +7,8 @@ import pytest
 from google.rpc import error_details_pb2
 
 from service.core import errors
-from service.frontends.grpc.status import status_code, to_status
+from service.frontends.grpc.status import status_code
+from service.frontends.status import to_status
 
 
 def leaves(of: type[errors.ServiceError] = errors.ServiceError) -> Iterator[type[errors.ServiceError]]:
