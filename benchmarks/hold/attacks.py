@@ -15,6 +15,7 @@ CLASSIFY = "/mobilevision.v1.VisionService/Classify"
 SEGMENT = "/mobilevision.v1.VisionService/Segment"
 LIST_MODELS = "/mobilevision.v1.VisionService/ListModels"
 GET_MODEL = "/mobilevision.v1.VisionService/GetModel"
+SOURCE = "127.0.0.2"  # the host of attackers; that of the honest caller is 127.0.0.1
 BURST_SECONDS = 40.0  # in which every call of a burst must end
 _STREAMS = 250  # per connection of a burst; the server takes 256
 _DETAILS = "grpc-status-details-bin"
@@ -66,7 +67,10 @@ def calls(method: str, *bodies: bytes, read: bool = True, reset: bool = False, w
         while not stop.is_set():
             with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
                 window = None if read else 0
-                raw = [stack.enter_context(RawConnection(target.grpc, window_bytes=window)) for _ in range(4)]
+                raw = [
+                    stack.enter_context(RawConnection(target.grpc, window_bytes=window, source=SOURCE))
+                    for _ in range(4)
+                ]
                 for _ in range(50):
                     for connection in raw:
                         if stop.is_set():
@@ -93,7 +97,7 @@ def half_sent(target: Addresses, stop: threading.Event) -> Attacked:
         sent = 0
         for _ in range(60):
             with contextlib.suppress(OSError):
-                connection = stack.enter_context(RawConnection(target.grpc))
+                connection = stack.enter_context(RawConnection(target.grpc, source=SOURCE))
                 connection.send(connection.start(CLASSIFY), framed(body, stated_bytes=21 * 2**20), wait_seconds=1.0)
                 sent += 1
             if stop.is_set():
@@ -117,7 +121,7 @@ def connections(count: int = 0, *, http: bool = False) -> Attack:
                     stop.wait()
                     break
                 with contextlib.suppress(OSError):
-                    connection = socket.create_connection((host, int(port)), timeout=1.0)
+                    connection = socket.create_connection((host, int(port)), timeout=1.0, source_address=(SOURCE, 0))
                     made += 1
                     if http:
                         connection.sendall(b"GET /metrics HTTP/1.1\r\nX-Slow: ")
@@ -139,7 +143,9 @@ def burst(count: int, *, every_seconds: float) -> Attack:
         while not stop.is_set():
             began = time.monotonic()
             with contextlib.ExitStack() as stack:
-                raw = [stack.enter_context(RawConnection(target.grpc)) for _ in range(-(-count // _STREAMS))]
+                raw = [
+                    stack.enter_context(RawConnection(target.grpc, source=SOURCE)) for _ in range(-(-count // _STREAMS))
+                ]
                 streams = [(raw[n // _STREAMS], raw[n // _STREAMS].start(CLASSIFY)) for n in range(count)]
                 for connection, stream in streams:
                     connection.send(stream, body, end=True)

@@ -39,14 +39,16 @@ class Answer:
 
 class RawConnection:
     """One connection without TLS. `answers` has what came back, by stream. `window_bytes` is how much of a reply
-    each stream may send before it is read.
+    each stream may send before it is read. `source` is the address that it comes from; empty: any.
 
     Raises `OSError` where the server closes the connection.
     """
 
-    def __init__(self, address: str, *, timeout_seconds: float = 10.0, window_bytes: int | None = None) -> None:
+    def __init__(
+        self, address: str, *, timeout_seconds: float = 10.0, window_bytes: int | None = None, source: str = ""
+    ) -> None:
         host, _, port = address.rpartition(":")
-        self._socket = socket.create_connection((host, int(port)), timeout=timeout_seconds)
+        self._socket = socket.create_connection((host, int(port)), timeout=timeout_seconds, source_address=(source, 0))
         self._timeout_seconds = timeout_seconds
         self._host = address
         self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))

@@ -19,14 +19,15 @@ def _nothing() -> None:
 class CallScope:
     """Identity, deadline and record of one call.
 
-    `deadline_at` is a reading of the event loop's clock. `caller` is the name of the authenticated caller, `ANONYMOUS`
-    where there is none. `models` are the names of the models that the caller may use, None: all. `record` collects what
-    is reported once, when the call ends. `picture_decoded` is called when the encoded picture is not needed any more.
+    `deadline_at` is a reading of the event loop's clock. `flow` is what shares queues fairly with others, as in the
+    fair queues of Kubernetes: the authenticated caller, or the host of a call without one. `models` are the names of
+    the models that the caller may use, None: all. `record` collects what is reported once, when the call ends.
+    `picture_decoded` is called when the encoded picture is not needed any more.
     """
 
     record: RequestRecord
     deadline_at: float
-    caller: str = ANONYMOUS
+    flow: str = ANONYMOUS
     models: frozenset[str] | None = None
     picture_decoded: Callable[[], None] = _nothing
 

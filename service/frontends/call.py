@@ -47,9 +47,10 @@ class IncomingCall:
     `service` is the full name of the proto service, `method` the name of the method. `metadata` has the headers, with
     lower-case names; bytes are for values that are not text. `remaining_seconds` returns the time until the caller's
     deadline, negative once it has passed, None where the caller set none. `certificate_names` are those of the client
-    certificate that the front verified, best first. `request_bytes` is the size of the request as it was sent.
-    `arrives` waits until the request has arrived and returns its size; it raises a `ServiceError` if the request does
-    not arrive. None: it has arrived, and `request_bytes` is its size.
+    certificate that the front verified, best first. `request_bytes` is the size of the request as it was sent. `host`
+    tells the hosts of callers apart, such as an IP address. `arrives` waits until the request has arrived and returns
+    its size; it raises a `ServiceError` if the request does not arrive. None: it has arrived, and `request_bytes` is
+    its size.
     """
 
     service: str
@@ -58,6 +59,7 @@ class IncomingCall:
     remaining_seconds: Callable[[], float | None]
     certificate_names: tuple[str, ...] = ()
     request_bytes: int = 0
+    host: str = ""
     arrives: Callable[[], Awaitable[int]] | None = None
 
 
@@ -117,7 +119,7 @@ class Pictures:
         `deadline_at` is its own deadline. That of the call holds too.
         """
         record = RequestRecord(request_id=f"{self.scope.request_id}/{number}", method=method)
-        record.caller = self.scope.caller
+        record.caller = self.scope.record.caller
         begun = self._handler.begin(self._call, record)
         begun.request_bytes, begun.is_call, begun.caller = request_bytes, False, self._caller
         return await self._handler.run(begun, self._caller, min(self.scope.deadline_at, deadline_at), work)
@@ -176,7 +178,7 @@ class CallHandler:
         caller = None
         try:
             caller = self._identified(call, record)
-            first_look(_scope(record, caller, self._deadline_at(call)))
+            first_look(_scope(call, record, caller, self._deadline_at(call)))
         except Exception as error:  # noqa: BLE001 - reported as a bug, logged with its traceback
             begun = self._arrived(call, record)
             begun.caller = caller
@@ -222,7 +224,7 @@ class CallHandler:
                 await call.arrives()
                 begun.started_at = self._clock()
             begun.is_request = False
-            scope = _scope(begun.record, caller, self._deadline_at(call, max_seconds))
+            scope = _scope(call, begun.record, caller, self._deadline_at(call, max_seconds))
             reply = await work(Pictures(self, call, scope, caller))
         except asyncio.CancelledError:
             self._report(begun, _cancellation(call))
@@ -244,7 +246,7 @@ class CallHandler:
         """Run `work` for a call that has arrived, or a picture of one. For `Pictures` and this class alone."""
         try:
             with self.access.admitted(caller, begun.request_bytes):
-                reply = await work(_scope(begun.record, caller, deadline_at))
+                reply = await work(_scope(begun.call, begun.record, caller, deadline_at))
         except asyncio.CancelledError:
             self._report(begun, _cancellation(begun.call))
             raise
@@ -292,8 +294,9 @@ class CallHandler:
         self._log.ended(record, error, duration_seconds)
 
 
-def _scope(record: RequestRecord, caller: Caller, deadline_at: float) -> CallScope:
-    return CallScope(record=record, deadline_at=deadline_at, caller=record.caller, models=caller.models)
+def _scope(call: IncomingCall, record: RequestRecord, caller: Caller, deadline_at: float) -> CallScope:
+    flow = f"host {call.host}" if caller.anonymous else f"caller {caller.name}"
+    return CallScope(record=record, deadline_at=deadline_at, flow=flow, models=caller.models)
 
 
 def _request_id(call: IncomingCall) -> str:

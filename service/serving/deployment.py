@@ -164,7 +164,7 @@ class BatchedDeployment:
         """See `Deployment.first_look`."""
         if self._batcher.queue_length:  # with nothing that waits, nearly every call is admitted
             scope.record.version, scope.record.module_sha256 = self.card.version, self.card.module_sha256
-            self._batcher.admit(scope.deadline_at, priority, caller=scope.caller)
+            self._batcher.admit(scope.deadline_at, priority, caller=scope.flow)
 
     async def infer(self, image: bytes, priority: Priority, scope: CallScope) -> Inference:
         """See `Deployment.infer`."""
@@ -172,9 +172,9 @@ class BatchedDeployment:
         clock = asyncio.get_running_loop().time
         record.version, record.module_sha256 = self.card.version, self.card.module_sha256
         started_at = clock()
-        decode_wait_seconds = self._decoder.wait_seconds(image, priority, deadline_at, scope.caller)
+        decode_wait_seconds = self._decoder.wait_seconds(image, priority, deadline_at, scope.flow)
         admission = self._batcher.admit(
-            deadline_at, priority, caller=scope.caller, decode_wait_seconds=decode_wait_seconds
+            deadline_at, priority, caller=scope.flow, decode_wait_seconds=decode_wait_seconds
         )
         with self._held_open(), self._transport.lease() as lease:
             decoded = await self._decoder.decode(
@@ -184,7 +184,7 @@ class BatchedDeployment:
                 still_wanted=lambda: clock() < deadline_at,
                 priority=priority,
                 deadline_at=deadline_at,
-                caller=scope.caller,
+                caller=scope.flow,
                 destination=lease,
             )
             del image  # with the next line its memory is free; the call may wait for its batch for long
@@ -199,7 +199,7 @@ class BatchedDeployment:
                 priority=priority,
                 lease=lease,
                 picture_px=decoded.geometry.picture_px,
-                caller=scope.caller,
+                caller=scope.flow,
             )
             prediction = await self._batcher.submit(job, admission)
         record.batch_size = prediction.batch_size

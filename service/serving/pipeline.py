@@ -110,7 +110,7 @@ class Pipeline:
             return
         record = scope.record
         record.model = name
-        self._check_room(scope.caller, asyncio.get_running_loop().time())
+        self._check_room(scope.flow, asyncio.get_running_loop().time())
         self._check_ready(split.stable, scope)
         split.stable.first_look(priority, scope)
         record.model = record.version = record.module_sha256 = ""  # the message may name another model
@@ -126,7 +126,7 @@ class Pipeline:
             self.refused += 1
             await self._refusing.wait()
             raise ShuttingDown("the server is shutting down; call another replica")
-        caller = scope.caller
+        caller = scope.flow
         self._check_room(caller, asyncio.get_running_loop().time())
         if self.picture_bytes and self.picture_bytes + len(request.image) > self._max_picture_bytes:
             raise TooManyRequests(

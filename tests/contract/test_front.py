@@ -256,7 +256,7 @@ async def test_the_deadline_is_the_callers_or_the_default(
     found: list[tuple[float, str]] = []
 
     async def work(scope: CallScope) -> str:
-        found.append((scope.deadline_at - asyncio.get_running_loop().time(), scope.caller))
+        found.append((scope.deadline_at - asyncio.get_running_loop().time(), scope.record.caller))
         return ""
 
     await world.front.call(work, timeout_seconds=timeout_seconds)
@@ -274,7 +274,7 @@ async def test_a_key_names_the_caller_of_the_scope_and_of_the_log_line(world: Wo
         return ""
 
     assert (await world.front.call(work, [header])).code == "OK"
-    assert [(scope.caller, scope.models) for scope in scopes] == [("camera", {"m"})]
+    assert [(scope.flow, scope.models) for scope in scopes] == [("caller camera", {"m"})]
     assert [vars(line)["caller"] for line in world.access_lines()] == ["camera"]
 
 

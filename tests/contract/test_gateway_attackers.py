@@ -84,6 +84,24 @@ async def test_requests_that_arrive_are_bounded_in_number() -> None:
         await answers_still(running)
 
 
+async def test_a_host_that_fills_the_way_in_leaves_room_for_others() -> None:
+    async with running_gateway(max_inflight_requests=6) as running:
+        await answers_still(running)
+
+        def half_send() -> tuple[list[Answer], RawConnection]:
+            connection = RawConnection(running.grpc, source="127.0.0.2")
+            streams = [connection.start(CLASSIFY) for _ in range(6)]
+            for stream in streams:
+                connection.send(stream, framed(b"", stated_bytes=10**6))
+            return [connection.wait(stream, WAIT_SECONDS) for stream in streams[3:]], connection
+
+        refused, connection = await attack(half_send)
+        with contextlib.closing(connection):
+            assert [reason(answer) for answer in refused] == ["TOO_MANY_REQUESTS"] * 3
+            assert running.gateway.uploads.count == 3
+            await answers_still(running)
+
+
 async def test_half_sent_requests_do_not_fill_the_memory() -> None:
     held_bytes = 0
     async with running_gateway(call_megabytes=16, process_bytes=lambda: held_bytes) as running:
@@ -116,6 +134,9 @@ async def test_half_sent_requests_do_not_fill_the_memory() -> None:
 
 class _Arrived:
     """A call whose request has arrived."""
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
 
     async def read(self) -> str:
         return "request"

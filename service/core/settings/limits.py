@@ -142,14 +142,14 @@ class LimitSettings(BaseModel):
         le=100_000,
         description="Inference requests that one gateway process handles at once, and requests that arrive at once. "
         "Further requests are refused. While another caller called in the last minute, those of a caller count twice, "
-        "as in `max_queue`.",
+        "as in `max_queue`. Requests that arrive are counted by host, because their callers are not known yet.",
     )
     max_queue: int = Field(
         default=128,
         ge=1,
         le=100_000,
         description="Pictures that wait per gateway process, model and priority. Further pictures are refused. A "
-        "caller alone may fill the queue. While another caller called in the last minute, the pictures of a caller "
+        "caller alone may fill the queue. Callers without credentials are told apart by their hosts. While another caller called in the last minute, the pictures of a caller "
         "that wait count twice: so it fills at most half of the queue, and several that flood get equal parts.",
     )
     max_batch: int = Field(

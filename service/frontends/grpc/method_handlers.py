@@ -19,6 +19,7 @@ from service.core.errors import Cancelled, DeadlineExceeded, RequestMalformed, S
 from service.frontends.call import Answered, CallHandler, Failed, IncomingCall, Pictures
 from service.frontends.grpc.aio_server import AtOnce, Refusal
 from service.frontends.grpc.certificates import certificate_names
+from service.frontends.grpc.peer import host_of
 from service.frontends.grpc.status import status_code, status_trailer
 from service.frontends.request_bounds import Method
 from service.frontends.servicer import MODEL_KEY, FirstLook
@@ -151,6 +152,7 @@ class MethodHandlers:
             metadata=context.invocation_metadata() or (),
             remaining_seconds=context.time_remaining,
             certificate_names=certificate_names(context) if self._calls.access.checks_certificates else (),
+            host=host_of(context.peer()),
             arrives=None if held is None else arrives,
         )
 

@@ -7,6 +7,7 @@ wrapped (`guarded`): their calls end with a status alone.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,9 @@ from typing import Any
 import grpc
 from grpc import aio
 
+from service.core.callers import RecentCallers
 from service.core.errors import DeadlineExceeded, ServiceError, TooManyRequests
+from service.frontends.grpc.peer import host_of
 from service.observability.upload_metrics import CUT_OFF, NO_MEMORY, TOO_MANY, TOO_SLOW
 
 HOLD_SECONDS = 1.0  # how long a request waits for memory before it is refused
@@ -35,6 +38,8 @@ class _Arriving:
 class UploadGate:
     """Lets messages arrive: at most `max_uploads` at once, each within `timeout_seconds`. For one event loop.
 
+    While another host called in the last minute, the messages of a host that arrive count twice against its next one.
+    So one host with many half-sent requests leaves room for the others.
     The next message of a stream may take `idle_seconds`, because nobody can tell one that is late from one that is not
     sent yet. It does not count in `max_uploads`; streams are few.
     Callers that are refused are told to retry after `retry_after_seconds`. `on_refused` is called for each message that
@@ -58,6 +63,8 @@ class UploadGate:
         self._on_refused = on_refused
         self._arriving: dict[int, _Arriving] = {}  # by number, in the order of arrival
         self._next = 0
+        self._hosts = RecentCallers()
+        self._arriving_of: Counter[str] = Counter()  # by host
         self._room = asyncio.Event()
         self._room.set()
 
@@ -108,10 +115,18 @@ class UploadGate:
 
     async def read(self, context: _Context) -> Any:
         """Return the request of a call, or EOF if there is none. Raises `TooManyRequests`, `DeadlineExceeded`."""
-        if len(self._arriving) - self._streamed >= self._max_uploads:
+        host = host_of(context.peer())
+        own = self._arriving_of[host] if self._hosts.note(host, asyncio.get_running_loop().time()) else 0
+        if len(self._arriving) - self._streamed + own >= self._max_uploads:
             words = f"{len(self._arriving)} requests are already arriving; retry later or add replicas"
             raise self._refusal(TOO_MANY, words)
-        return await self._read(context, _Arriving(streamed=False))
+        self._arriving_of[host] += 1
+        try:
+            return await self._read(context, _Arriving(streamed=False))
+        finally:
+            self._arriving_of[host] -= 1
+            if not self._arriving_of[host]:
+                del self._arriving_of[host]
 
     async def read_next(self, context: _Context) -> Any:
         """Return the next message of a stream, or EOF after the last one. Raises as `read`."""
