@@ -119,9 +119,14 @@ def read(content: bytes, shown: str) -> Manifest:
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        reason = f"{where}: {first['msg']}" if where else first["msg"]
         raise BadManifest(
-            f"{shown}: {reason}; publish the folder again with this version: mobilevision models publish"
+            f"{shown}: {reason(error)}; publish the folder again with this version: mobilevision models publish"
         ) from error
+
+
+def reason(error: ValidationError) -> str:
+    """Return the first thing that is wrong, in one line."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message

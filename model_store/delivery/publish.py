@@ -44,13 +44,11 @@ def describe(folder: Path) -> Manifest:
         if not paths:
             raise NotPublishable(f"no archives in {folder}; build some with: mobilevision models build")
         if len(paths) > MOST_FILES:
-            raise NotPublishable(
-                f"{folder} has {len(paths)} files, at most {MOST_FILES} are published; use two folders"
-            )
+            raise NotPublishable(f"{folder} has {len(paths)} files, over {MOST_FILES}; publish two folders")
         try:
             return Manifest(files=tuple(_describe(path) for path in paths))
         except ValidationError as error:
-            raise NotPublishable(f"{folder}: {error.errors()[0]['msg']}; rename or remove the file") from error
+            raise NotPublishable(f"{folder}: {manifests.reason(error)}; rename or remove the file") from error
 
 
 async def publish(folder: Path, remote: Remote, *, progress: Progress | None = None) -> Published:

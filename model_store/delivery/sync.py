@@ -75,7 +75,7 @@ def _refuse_foreign(folder: Folder, wanted: list[File], written: Set[str]) -> No
     for file in wanted:
         if folder.is_foreign(file.name, written):
             raise FolderError(
-                f"{folder.path / file.name} is another file than the published one, and no sync wrote it; remove it, or "
+                f"{folder.path / file.name} is not the published file, and no sync wrote it; remove it, or "
                 "name another folder with --to"
             )
 
