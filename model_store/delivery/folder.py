@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
 from model_store.delivery.errors import FolderError, FolderInUse
@@ -84,12 +84,21 @@ class Folder:
         """Return the path of a file while it is unfinished."""
         return self.path / f"{_PART_PREFIX}{file.sha256[:_DIGITS]}-{file.name}{_PART_SUFFIX}"
 
-    def drop_parts(self, keep: Set[Path] = frozenset()) -> None:
+    def drop_parts(self, keep: Iterable[File]) -> None:
         """Remove unfinished files but those of `keep`, and whatever is no regular file. Raises `FolderError`."""
+        kept = {self.part_of(file) for file in keep}
         with self._usable():
             for path in self.path.glob(f"{_PART_PREFIX}*{_PART_SUFFIX}"):
-                if path not in keep or not stat.S_ISREG(path.lstat().st_mode):
+                if path not in kept or not stat.S_ISREG(path.lstat().st_mode):
                     path.unlink(missing_ok=True)
+
+    def missing_bytes(self, file: File) -> int:
+        """Return how many bytes of a file are still to be fetched. Raises `FolderError`."""
+        with self._usable():
+            try:
+                return max(0, file.size_bytes - self.part_of(file).lstat().st_size)
+            except FileNotFoundError:
+                return file.size_bytes
 
     def check_room(self, missing_bytes: int) -> None:
         """Raise `FolderError` where the disk has no room for so many bytes."""

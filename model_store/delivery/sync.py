@@ -81,15 +81,12 @@ def _refuse_foreign(folder: Folder, wanted: list[File], written: Set[str]) -> No
 
 
 async def _fetch(remote: Remote, folder: Folder, wanted: list[File], progress: Progress, pause: Pause) -> None:
-    parts = {folder.part_of(file): file for file in wanted}
-    folder.drop_parts(keep=parts.keys())
-    missing_bytes = sum(
-        max(0, file.size_bytes - (path.stat().st_size if path.exists() else 0)) for path, file in parts.items()
-    )
+    folder.drop_parts(keep=wanted)
+    missing_bytes = sum(folder.missing_bytes(file) for file in wanted)
     folder.check_room(missing_bytes)
     progress.begin(len(wanted), missing_bytes)
-    for path, file in parts.items():
-        await download(remote, file, path, progress=progress, pause=pause)
+    for file in wanted:
+        await download(remote, file, folder.part_of(file), progress=progress, pause=pause)
 
 
 def _put(folder: Folder, manifest: Manifest, wanted: list[File], written: Set[str]) -> tuple[str, ...]:
