@@ -115,10 +115,12 @@ class Folder:
         with self._usable():
             self.part_of(file).replace(self.path / file.name)
 
-    def remove(self, name: str) -> None:
-        """Remove a delivered file. Raises `FolderError`."""
-        with self._usable():
-            (self.path / name).unlink(missing_ok=True)
+    def remove(self, name: str) -> bool:
+        """Remove a delivered file. Returns whether it was there. Raises `FolderError`."""
+        with self._usable(), contextlib.suppress(FileNotFoundError):
+            (self.path / name).unlink()
+            return True
+        return False
 
     def finish(self, manifest: bytes) -> None:
         """Write the renamed files through to the disk, then the copy of the manifest. Raises `FolderError`."""

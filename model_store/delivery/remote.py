@@ -29,12 +29,17 @@ from model_store.delivery.errors import (
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-CLOUDS = ("s3", "gs", "az")
-WEB = ("https", "http")
-SCHEMES = (*CLOUDS, *WEB, "file")
+SCHEMES = ("s3", "gs", "az", "https", "http", "file")
 
-# A whole answer may take `timeout`; a download that needs longer is continued. `read_timeout` is for silence.
-_TIMEOUTS = {"connect_timeout": "10s", "read_timeout": "30s", "timeout": "10m", "user_agent": "mobilevision"}
+# A whole answer may take `timeout`; a download that needs longer is continued. `read_timeout` is for silence. Plain HTTP
+# happens only where the operator writes it, in the URL or in the endpoint of a cloud.
+_CLIENT: Any = {
+    "connect_timeout": "10s",
+    "read_timeout": "30s",
+    "timeout": "10m",
+    "allow_http": True,
+    "user_agent": "mobilevision",
+}
 _RETRIES: Any = {
     "max_retries": 4,
     "retry_timeout": timedelta(seconds=60),
@@ -131,12 +136,8 @@ def at(url: str, *, make: bool = False) -> Remote:
     _check(url)
     scheme = urlsplit(url).scheme
     options: dict[str, Any] = {}
-    if scheme in CLOUDS:
-        # Not as client options: they would replace those that the environment gives, such as AWS_ALLOW_HTTP.
-        options = {"config": dict(_TIMEOUTS), "retry_config": _RETRIES}
-    elif scheme in WEB:
-        client = {**_TIMEOUTS, "allow_http": scheme == "http"}
-        options = {"client_options": client, "retry_config": _RETRIES}
+    if scheme != "file":
+        options = {"client_options": _CLIENT, "retry_config": _RETRIES}
     elif make:
         options = {"mkdir": True}
     elif not Path(urlsplit(url).path).is_dir():

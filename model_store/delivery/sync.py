@@ -96,7 +96,6 @@ def _put(folder: Folder, manifest: Manifest, wanted: list[File], written: Set[st
     for file in wanted:
         folder.put(file)
     gone = sorted(mine - {file.name for file in manifest.files}, key=place, reverse=True)
-    for name in gone:
-        folder.remove(name)
+    removed = tuple(name for name in gone if folder.remove(name))
     folder.record(mine - set(gone))
-    return tuple(gone)
+    return removed

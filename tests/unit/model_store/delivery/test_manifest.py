@@ -72,9 +72,9 @@ def test_a_name_that_is_none_of_ours_is_refused(name: str) -> None:
     [
         (b"", "JSON"),
         (b"<html>", "JSON"),
-        (b"\xff\xfe", ""),
-        (b"[" * 100_000, ""),
-        (b"[]", ""),
+        (b"\xff\xfe", "JSON"),
+        (b"[" * 100_000, "JSON"),
+        (b"[]", "object"),
         (b"{}", "files"),
         (document(), "files"),
         (document(*PAIR, schema_version=2), "schema_version"),

@@ -116,9 +116,10 @@ class Watched(Folder):
         super().put(file)
         self._look()
 
-    def remove(self, name: str) -> None:
-        super().remove(name)
+    def remove(self, name: str) -> bool:
+        was_there = super().remove(name)
         self._look()
+        return was_there
 
     def _look(self) -> None:
         self.changes += 1
