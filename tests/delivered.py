@@ -4,6 +4,8 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import IO, Any
 
+import archive_files
+
 from model_store.delivery.errors import RangeRefused, Unreachable
 from model_store.delivery.folder import Folder
 from model_store.delivery.manifest import MANIFEST
@@ -18,6 +20,17 @@ DELIVERED = {
     "cups.card.json",
     "rollout.json",
 }
+
+
+def archives_to_deliver(folder: Path) -> Path:
+    """Make a folder with two models, one of them in two versions, and a roll-out file."""
+    folder.mkdir()
+    archive_files.write(folder, archive_files.card_of("cups"))
+    archive_files.write(folder, archive_files.card_of("bottles", "1.0"))
+    archive_files.write(folder, archive_files.card_of("bottles", "1.1"), stem="bottles@1.1")
+    (folder / "rollout.json").write_text('{"bottles": {"stable": "1.0", "candidate": "1.1", "shadow": 0.05}}')
+    (folder / "README").write_text("not delivered")
+    return folder
 
 
 class Spy(Remote):

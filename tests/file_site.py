@@ -16,6 +16,7 @@ class Site(ThreadingHTTPServer):
         self.etag: str | None = '"v1"'
         self.content_type = "application/octet-stream"
         self.has_ranges = True
+        self.keys: set[str | None] = set()  # what came as Authorization with the files that were put here
         self.ranges: list[str | None] = []  # what was asked for
         self.reached = threading.Event()  # a reply was sent as far as it goes
         self.hold: threading.Event | None = None  # a reply that breaks off waits for it first
@@ -48,8 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        if site.etag:
-            self.send_header("ETag", site.etag)
+        self._send_validators()
         self.send_header("Content-Type", site.content_type)
         self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
@@ -64,13 +64,21 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         body = self.server.files.get(self.path.lstrip("/"))
         self.send_response(200 if body is not None else 404)
+        self._send_validators()
         self.send_header("Content-Length", str(len(body or b"")))
         self.end_headers()
 
     def do_PUT(self) -> None:
         self.server.files[self.path.lstrip("/")] = self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(201)
+        self.server.keys.add(self.headers["Authorization"])
+        self.send_response(200)
+        self._send_validators()
         self.end_headers()
+
+    def _send_validators(self) -> None:
+        if self.server.etag:
+            self.send_header("ETag", self.server.etag)
+            self.send_header("Last-Modified", "Sat, 28 Nov 2026 12:00:00 GMT")
 
     def log_message(self, *_: Any) -> None:
         pass

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 SCHEMES = ("s3", "gs", "az", "https", "http", "file")
 
-# A whole answer may take `timeout`; a download that needs longer is continued. `read_timeout` is for silence. Plain HTTP
-# happens only where the operator writes it, in the URL or in the endpoint of a cloud.
+# A whole answer may take `timeout`; a download that needs longer is continued. `read_timeout` is for silence.
+# Plain HTTP is used only where the operator writes it, in the URL or in the endpoint of a cloud.
 _CLIENT: Any = {
     "connect_timeout": "10s",
     "read_timeout": "30s",

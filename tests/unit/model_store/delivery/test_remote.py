@@ -50,6 +50,24 @@ async def test_a_web_server(has_ranges: bool, etag: str | None, site: Site, sour
     assert len(ranges) >= 1
 
 
+async def test_a_server_that_speaks_s3(
+    site: Site, source: Path, target: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole test, with a real server of S3, is tests/integration/test_s3_server.py."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", site.url("").rstrip("/"))
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "some-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    there = remote.at("s3://bucket/some/models")
+    await publish(source, there)
+    assert "bucket/some/models/manifest.json" in site.files
+    assert all(key is not None and "Credential=some-key/" in key for key in site.keys)
+    assert (await publish(source, there)).sent == ()
+    site.drop_after = [10**6, 10, 20]
+    await sync(there, target, pause=none)
+    assert set(delivered(target)) == DELIVERED
+
+
 @pytest.mark.parametrize(
     ("status", "error", "message"),
     [

@@ -1,34 +1,72 @@
-"""Publish to and sync from a server that speaks S3, with credentials of the environment."""
+"""Publish to and sync from moto, a server that speaks S3, with credentials of the environment."""
 
+import hashlib
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import archive_files
 import pytest
-from delivered import DELIVERED, delivered
+from delivered import DELIVERED, archives_to_deliver, delivered
 
 from model_store.delivery import errors, remote
 from model_store.delivery.folder import Folder
 from model_store.delivery.publish import publish
 from model_store.delivery.sync import sync
 
-# The packages of the server, not ours.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+REQUIREMENTS = ROOT / "tests" / "s3_server.txt"
+START_SECONDS = 120.0
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """The address of an S3 server with the bucket `models`."""
-    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - takes seconds
+    """The address of the server, which has the bucket `models`."""
+    program = installed() / "bin" / "moto_server"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen([str(program), "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        make_bucket(address)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(60)
 
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    address = f"http://{host}:{port}"
-    urllib.request.urlopen(urllib.request.Request(f"{address}/models", method="PUT"), timeout=60).close()
-    yield address
-    moto.stop()
+
+def installed() -> Path:
+    """The environment with moto, made once for each list of versions."""
+    folder = ROOT / "build" / f"s3_server-{hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]}"
+    if not (folder / "installed").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "-r", str(REQUIREMENTS)]
+        subprocess.run(pip, check=True)
+        (folder / "installed").touch()
+    return folder
+
+
+def make_bucket(address: str) -> None:
+    """Make the bucket as soon as the server answers."""
+    until = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            urllib.request.urlopen(urllib.request.Request(f"{address}/models", method="PUT"), timeout=60).close()
+        except urllib.error.URLError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+        else:
+            return
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +76,16 @@ def environment(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setitem(remote._RETRIES, "max_retries", 0)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return archives_to_deliver(tmp_path / "source")
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Folder:
+    return Folder(tmp_path / "target")
 
 
 async def test_a_folder_travels_by_s3(source: Path, target: Folder) -> None:
