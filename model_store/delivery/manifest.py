@@ -8,7 +8,7 @@ store, which may be hostile. Out: a `Manifest` whose names are those of files th
 """
 
 import re
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,7 +16,7 @@ from handlers.contract import archive_file
 from model_store.delivery.errors import BadManifest
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 MOST_BYTES = 2**20  # of a manifest
 MOST_FILES = 1000
 
