@@ -46,6 +46,8 @@ _RETRIES: Any = {
     "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=5), "base": 2},
 }
 _CHUNK_BYTES = 2**18
+# Where `obstore` asks for the credentials of the machine, after it has found none in the environment.
+_METADATA = ("//169.254.169.254/", "//metadata.google.internal", "//metadata/")
 _LONGEST_REASON = 300  # characters of the store's own message
 
 
@@ -125,6 +127,11 @@ class Remote:
         except exceptions.NotSupportedError as error:
             raise RangeRefused(f"{where}: the store cannot do this ({_reason(error)})") from error
         except (exceptions.BaseError, OSError, NotImplementedError, ValueError) as error:
+            if any(place in str(error) for place in _METADATA):
+                raise AccessRefused(
+                    f"{where}: no credentials in the environment, and this machine gives none ({_reason(error)}); "
+                    "docs/delivery.md names the variables, also the one for public buckets"
+                ) from error
             raise Unreachable(f"{where}: {_reason(error)}; run the same command again") from error
 
 
@@ -145,7 +152,7 @@ def at(url: str, *, make: bool = False) -> Remote:
     try:
         return Remote(store.from_url(url, **options), url)
     except (exceptions.BaseError, ValueError, OSError) as error:
-        raise BadAddress(f"{url}: {_reason(error)}") from error
+        raise BadAddress(f"{url}: {_reason(error)}; docs/delivery.md names the variables of each store") from error
 
 
 def _check(url: str) -> None:

@@ -4,9 +4,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import obstore
 import pytest
 from delivered import DELIVERED, delivered
 from file_site import Site
+from obstore import exceptions
 
 from model_store.delivery import errors, remote
 from model_store.delivery.folder import Folder
@@ -88,6 +90,19 @@ async def test_a_refusal_is_told_in_one_line(
     assert text.startswith(site.url("models/manifest.json"))
     assert "\n" not in text
     assert len(text) < 600
+
+
+async def test_missing_credentials_are_told(monkeypatch: pytest.MonkeyPatch, target: Folder) -> None:
+    async def get(*_: object, **__: object) -> None:
+        raise exceptions.GenericError("Error performing PUT http://169.254.169.254/latest/api/token\n\nDebug source:")
+
+    monkeypatch.setattr(obstore, "get_async", get)
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    with pytest.raises(errors.AccessRefused, match=r"no credentials in the environment.*names the variables"):
+        await sync(remote.at("s3://bucket/models"), target)
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(errors.BadAddress, match=r"Account must be specified; docs/delivery\.md"):
+        remote.at("az://container/models")
 
 
 async def test_nobody_listens(target: Folder) -> None:
