@@ -74,7 +74,7 @@ for image in "${images[@]}"; do
       ls "$archives"/*.mar >/dev/null || { echo "error: no archives in $archives; run: make images" >&2; exit 1; }
       [ "$image" = torchserve ] || specific+=(--target models)
       if [ "$build_of_torch" != cpu ]; then
-        specific+=(--build-arg "EXTRAS=models signing") # OpenVINO is for CPUs
+        specific+=(--build-arg "EXTRAS=models signing store") # OpenVINO is for CPUs
         [ "$image" = models ] || tag=$tag-cuda
       fi
       ;;

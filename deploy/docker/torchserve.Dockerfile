@@ -18,7 +18,7 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN python3 -m venv --without-pip /opt/mobilevision \
     && /opt/tools/bin/pip --python /opt/mobilevision/bin/python install --no-cache-dir -c constraints.txt \
        ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} "torch==${TORCH}"
-ARG EXTRAS="models signing openvino"
+ARG EXTRAS="models signing openvino store"
 # hadolint ignore=SC2086 # EXTRAS are several words
 RUN /opt/tools/bin/python deploy/docker/requirements.py ${EXTRAS} > requirements.txt \
     && /opt/tools/bin/pip --python /opt/mobilevision/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt

@@ -7,7 +7,6 @@ is imported in a bare process before it is published, because TorchServe reports
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import handlers
 from handlers.contract import archive_file
 from handlers.contract.archive_file import CARD_ENTRY, MANIFEST_ENTRY, MODULE_ENTRY
 from handlers.contract.card import Card
+from model_store.files import atomic
 
 HANDLER = "handlers.vision"
 CHECK_TIMEOUT_SECONDS = 120.0
@@ -53,11 +53,11 @@ def write(directory: Path, card: Card, module_bytes: bytes) -> Path:
         raise ArchiveError(f"{card.name}: the card names module sha256 {card.module_sha256}, the module has {digest}")
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / f"{card.name}.mar"
-    temporary = _write_temporary(directory, _pack(card, module_bytes))
+    temporary = atomic.temporary(directory, _pack(card, module_bytes))
     try:
         check(temporary)
-        _replace(_write_temporary(directory, card.to_json().encode()), directory / f"{card.name}.card.json")
-        _replace(temporary, target)
+        atomic.write(directory / f"{card.name}.card.json", card.to_json().encode())
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
     return target
@@ -75,7 +75,7 @@ def read_card(path: Path) -> Card:
 
 def replace(path: Path, content: bytes) -> None:
     """Replace the archive at `path` atomically by other bytes. Raises `OSError`."""
-    _replace(_write_temporary(path.parent, content), path)
+    atomic.write(path, content)
 
 
 def check(path: Path) -> None:
@@ -124,18 +124,3 @@ def _pack(card: Card, module_bytes: bytes) -> bytes:
     for source in package.rglob("*.py"):
         files[f"handlers/{source.relative_to(package)}"] = source.read_bytes()
     return archive_file.pack(files)
-
-
-def _write_temporary(directory: Path, content: bytes) -> Path:
-    handle, name = tempfile.mkstemp(dir=directory, prefix=".writing-")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    path = Path(name)
-    path.chmod(0o644)  # mkstemp's 0600 would keep a worker of another user out
-    return path
-
-
-def _replace(temporary: Path, target: Path) -> None:
-    os.replace(temporary, target)  # noqa: PTH105 - the name says that it is atomic

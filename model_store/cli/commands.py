@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from model_store.cli import add, build, demo, init, pull, show, sign, verify
+from model_store.cli import add, build, delivery, demo, init, pull, show, sign, verify
 
 if TYPE_CHECKING:
     from model_store.build.expect import ReadPicture
@@ -35,4 +35,6 @@ def models_app(*, to_input: "ToInput | None" = None, read_picture: "ReadPicture 
     app.command("verify")(verify.verify_command(to_input))
     app.command("sign")(sign.sign)
     app.command("verify-signature")(sign.verify_signature)
+    app.command("publish")(delivery.publish)
+    app.command("sync")(delivery.sync)
     return app

@@ -13,9 +13,9 @@ from model_store import zoo
 from model_store.cli import terminal
 from model_store.definition.read import parse
 from model_store.definition.schema import Definition
+from model_store.files.digest import sha256
 from model_store.hub.errors import HubError
 from model_store.pull.choose import Checkpoint
-from model_store.pull.store import sha256
 
 if TYPE_CHECKING:
     from model_store.build.export import Exported

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from model_store import zoo
 from model_store.build import assemble, fitting
+from model_store.files.digest import sha256
 from model_store.pull import sources
 from model_store.pull.download import Progress, download, remove
 from model_store.pull.errors import ByHand, NoSuchFile, StoreError, Unpublished, UnusableCheckpoint, WrongDigest
 from model_store.pull.sources import Source
-from model_store.pull.store import Record, Store, Stored, git_blob, sha256
+from model_store.pull.store import Record, Store, Stored, git_blob
 from model_store.weights import container, layouts
 from model_store.weights.errors import CheckpointError
 from model_store.weights.file import SUFFIXES

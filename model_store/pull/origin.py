@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model_store import zoo
+from model_store.files.digest import sha256
 from model_store.pull import sources
-from model_store.pull.store import Store, Stored, git_blob, sha256
+from model_store.pull.store import Store, Stored, git_blob
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,16 @@ never uses the network.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from model_store.files import atomic, lock
+from model_store.files.digest import sha256
 from model_store.pull.errors import StoreError, WrongDigest
 
 CHECKPOINTS = Path("model_store/checkpoints")
@@ -103,16 +103,14 @@ class Store:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the folder for one pull, and make it if needed. Raises `StoreError` where another pull has the lock."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / ".lock").open("w")
-        except OSError as error:
-            raise StoreError(f"cannot write to {self.folder}: {error.strerror}; name another --store") from error
-        with lock:
+        with contextlib.ExitStack() as held:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(lock.exclusive(self.folder / ".lock"))
+            except BlockingIOError as error:
                 raise StoreError(f"another pull is at work in {self.folder}; wait for its end") from error
+            except OSError as error:
+                raise StoreError(f"cannot write to {self.folder}: {error.strerror}; name another --store") from error
             yield
 
     def _read(self) -> tuple[dict[str, Record], dict[str, str]]:
@@ -131,23 +129,9 @@ class Store:
         content = {"models": {name: asdict(models[name]) for name in sorted(models)}, "digests": digests}
         path = self.folder / RECORDS_FILE
         try:
-            handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".writing-")
-            try:
-                with os.fdopen(handle, "w") as file:
-                    json.dump(content, file, indent=2, sort_keys=True)
-                    file.write("\n")
-                os.replace(temporary, path)  # noqa: PTH105 - the name says that it is atomic
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+            atomic.write(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
         except OSError as error:
             raise StoreError(f"cannot write {path}: {error.strerror}") from error
-
-
-def sha256(path: Path) -> str:
-    """Sha256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def git_blob(path: Path) -> str:

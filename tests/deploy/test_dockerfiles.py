@@ -1,5 +1,6 @@
 """The Dockerfiles pass hadolint, and every image has labels, a probe and an unprivileged user."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -56,3 +57,12 @@ def test_requirements_hold_those_of_the_named_extras(extras: list[str], needed: 
     assert {"grpcio", needed} <= names
     assert left_out not in names
     assert not [name for name in names if name.startswith("mobilevision")]
+
+
+def test_the_torchserve_images_can_fetch_archives() -> None:
+    """On CPUs and on GPUs: the init container and the Job run `models sync` in this image."""
+    found = [
+        re.findall(r"EXTRAS=([^\n)]*)", (DOCKER / name).read_text()) for name in ("torchserve.Dockerfile", "build.sh")
+    ]
+    assert len(found[0]) == len(found[1]) == 1
+    assert all({"models", "signing", "store"} <= set(extras.strip('"').split()) for [extras] in found)

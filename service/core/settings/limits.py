@@ -149,8 +149,9 @@ class LimitSettings(BaseModel):
         ge=1,
         le=100_000,
         description="Pictures that wait per gateway process, model and priority. Further pictures are refused. A "
-        "caller alone may fill the queue. Callers without credentials are told apart by their hosts. While another caller called in the last minute, the pictures of a caller "
-        "that wait count twice: so it fills at most half of the queue, and several that flood get equal parts.",
+        "caller alone may fill the queue. While another caller called in the last minute, the pictures of a caller "
+        "that wait count twice: so it fills at most half of the queue, and several that flood get equal parts. Callers "
+        "without credentials are told apart by their hosts.",
     )
     max_batch: int = Field(
         default=16, ge=1, le=64, description="Most pictures in one batch. The card of a model may set a lower limit."
