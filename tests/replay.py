@@ -32,7 +32,7 @@ BEGIN = 1_700_000_000
 DURATION = "mobilevision_request_duration_seconds"
 IN_WORK = "mobilevision_inflight_requests"
 GAUGES = {IN_WORK, "mobilevision_queue_age_seconds"}
-LABELS = 'namespace="mobilevision",pod="{pod}"'
+LABELS = 'namespace="mobilevision",app_kubernetes_io_instance="mobilevision",pod="{pod}"'
 
 
 def nearest(per_pod: float) -> dict[str, Any]:

@@ -16,8 +16,18 @@ from autoscaler import SYNC_SECONDS, Autoscaler, Metric
 from replay import PROFILE, ROOT, Replay, prometheus
 
 COMPONENTS = ROOT / "deploy" / "k8s" / "components"
-SCALED = yaml.safe_load((COMPONENTS / "keda" / "scaledobject.yaml").read_text())["spec"]
-HPA = yaml.safe_load((COMPONENTS / "hpa" / "horizontalpodautoscaler.yaml").read_text())["spec"]
+
+
+def spec(folder: str, file: str, patch: str, items: str) -> dict[str, Any]:
+    """The autoscaler of a component for two cores: that of the component for all hardware, and what is added to it."""
+    found: dict[str, Any] = yaml.safe_load((COMPONENTS / folder / file).read_text())["spec"]
+    added = yaml.safe_load((COMPONENTS / f"{folder}-cpu-2" / patch).read_text())
+    assert {(one["op"], one["path"]) for one in added} == {("add", f"/spec/{items}/-")}
+    return found | {items: [*found[items], *(one["value"] for one in added)]}
+
+
+SCALED = spec("keda", "scaledobject.yaml", "triggers.yaml", "triggers")
+HPA = spec("hpa", "horizontalpodautoscaler.yaml", "metrics.yaml", "metrics")
 HOUR_SECONDS = 3600.0
 PER_POD = PROFILE["capacity_per_second"] * PROFILE["planned_load"]  # R x u
 
