@@ -53,7 +53,7 @@ def why_no_gpu(environment: Mapping[str, str], devices: Path = Path("/dev")) -> 
         )
     if shutil.which("nvidia-smi", path=environment.get("PATH", os.defpath)) is None:
         return (
-            "nvidia-smi, by which TorchServe finds the GPUs, is not on the PATH: NVIDIA's container runtime provides it "
+            "nvidia-smi, by which TorchServe finds the GPUs, is not on PATH: NVIDIA's container runtime provides it "
             "with NVIDIA_DRIVER_CAPABILITIES=compute,utility, and GKE in /usr/local/nvidia/bin"
         )
     return None

@@ -79,7 +79,7 @@ def test_an_autoscaler_with_queries_comes_with_scraping() -> None:
 def test_a_namespace_and_a_prefix_of_ones_own_reach_queries_and_references(pools: tuple[Built, Built]) -> None:
     for name, pool in zip("ab", pools, strict=True):
         assert pool.namespace == "vision"
-        assert len(queries(pool)) == 4
+        assert len(queries(pool)) == 3
         test_every_query_asks_for_the_pods_of_its_own_build(pool)
         assert pool.one("ScaledObject")["spec"]["scaleTargetRef"]["name"] == f"{name}-mobilevision"
         [[backend]] = [rule["backendRefs"] for rule in pool.one("GRPCRoute")["spec"]["rules"]]
