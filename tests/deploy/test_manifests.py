@@ -201,7 +201,7 @@ def test_selectors_find_the_pods(built: Built) -> None:
     for kind in ("PodDisruptionBudget", "PodMonitor"):
         for item in built.of(kind):
             assert selects(item["spec"]["selector"]["matchLabels"], built)
-    for constraint in built.pod["topologySpreadConstraints"]:
+    for constraint in built.pod.get("topologySpreadConstraints", []):
         assert selects(constraint["labelSelector"]["matchLabels"], built)
     if built.of("Deployment"):
         assert selects(built.one("Deployment")["spec"]["selector"]["matchLabels"], built)

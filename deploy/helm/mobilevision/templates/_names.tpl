@@ -24,7 +24,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if .Values.callers.secret }}{{ $_ := set $settings "anonymous" "deny" }}{{ $_ := set $settings "callers_file" "/run/callers/callers.toml" }}{{ end }}
 {{- range $name := keys $settings | sortAlpha }}
 {{- $value := get $settings $name }}
-MOBILEVISION_{{ upper $name }}: {{ if kindIs "slice" $value }}{{ toJson $value | quote }}{{ else }}{{ toString $value | quote }}{{ end }}
+MOBILEVISION_{{ upper $name }}: {{ if kindIs "slice" $value }}{{ toJson $value | quote }}{{ else if kindIs "float64" $value }}{{ toJson $value | quote }}{{ else }}{{ toString $value | quote }}{{ end }}
 {{- end }}
 {{- end }}
 
