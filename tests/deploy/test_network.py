@@ -70,10 +70,12 @@ def test_a_route_through_a_gateway_needs_the_policy_to_let_its_proxies_in() -> N
 
 def test_a_gateway_speaks_the_protocol_of_the_pods(built: Built) -> None:
     """Without a BackendTLSPolicy a Gateway speaks plain HTTP/2, which a port with TLS refuses."""
+    tls = "MOBILEVISION_TLS_CERTIFICATE" in built.settings
     if built.of("GRPCRoute") and not built.of("BackendTLSPolicy"):
-        assert "MOBILEVISION_TLS_CERTIFICATE" not in built.settings
-        for service in built.of("Service"):
-            assert {port["appProtocol"] for port in service["spec"]["ports"]} == {"kubernetes.io/h2c"}
+        assert not tls
+    for service in built.of("Service"):
+        (port,) = service["spec"]["ports"]
+        assert port["appProtocol"] == ("https" if tls else "kubernetes.io/h2c")
 
 
 @pytest.mark.parametrize("unrelated", ["observability", "default"])
