@@ -257,3 +257,12 @@ def test_default_resources_are_those_of_the_base() -> None:
         "namespace": cluster["gatewayNamespace"],
         "host": cluster["gatewayHost"],
     }
+
+
+def test_the_values_in_the_docs_are_valid() -> None:
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    (text,) = (block for block in page.split("```yaml\n")[1:] if block.startswith("image:"))
+    values = yaml.safe_load(text.partition("```")[0])
+    built = rendered(values, name="detectors")
+    assert built.one("ScaledObject")["spec"]["triggers"][1]["metadata"]["threshold"] == "39"
+    assert "s3://bucket/models" in json.dumps(built.pod)
