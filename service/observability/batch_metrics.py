@@ -41,7 +41,6 @@ class BatchMetrics:
             "Batches answered, by what computed them in the worker. refused: faster engines that the worker refused, "
             "because they do not run the model or do not compute what TorchScript computes.",
             "model",
-            "device",
             "engine",
             "dtype",
             "refused",
@@ -69,9 +68,9 @@ class BatchMetrics:
             self._predicted.labels(model).observe(predicted_seconds)
             self._prediction_error.labels(model).observe(abs(spent_seconds - predicted_seconds))
 
-    def computed(self, model: str, device: str, engine: str, dtype: str, refused: str) -> None:
+    def computed(self, model: str, engine: str, dtype: str, refused: str) -> None:
         """Count a batch by what computed it. `refused` names faster engines that the worker refused."""
-        self._engine_batches.labels(model, device, engine, dtype, refused).inc()
+        self._engine_batches.labels(model, engine, dtype, refused).inc()
 
     def refused_late(self, model: str) -> None:
         """Count a request that was accepted and later refused."""

@@ -36,7 +36,7 @@ class BatchTransport:
     `region` None: every batch travels inline. `memory` is the directory of `region`; `close` removes the directory.
     `patience` is how long batches may take that go through the engine. `on_failure` is called when a batch was lost or
     not answered in time, `on_retry` when a lost batch is sent again, `on_refused` when a worker refused the shared
-    memory, `on_computed(device, engine, dtype, refused)` for each answer, with what the worker said of itself.
+    memory, `on_computed(engine, dtype, refused)` for each answer, with what the worker said of itself.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class BatchTransport:
         on_retry: Callable[[], None] = lambda: None,
         on_failure: Callable[[], None] = lambda: None,
         on_refused: Callable[[], None] = lambda: None,
-        on_computed: Callable[[str, str, str, str], None] = lambda device, engine, dtype, refused: None,
+        on_computed: Callable[[str, str, str], None] = lambda engine, dtype, refused: None,
     ) -> None:
         self._card = card
         self._region = region
@@ -196,9 +196,8 @@ class BatchTransport:
                 )
         inference_seconds = min(float(answer.meta.get("inference_seconds", 0.0)), spent_seconds)
         names = [output.name for output in self._card.outputs]
-        keys = ("device", "engine", "dtype", "engines_refused")
-        device, engine, dtype, refused = (str(answer.meta.get(key, "")) for key in keys)
-        self._on_computed(device, engine, dtype, refused)
+        engine, dtype, refused = (str(answer.meta.get(key, "")) for key in ("engine", "dtype", "engines_refused"))
+        self._on_computed(engine, dtype, refused)
         return BatchResult(
             rows=[{name: answer.tensors[name][index] for name in names} for index in range(size)],
             transport_seconds=spent_seconds - inference_seconds,
@@ -206,5 +205,5 @@ class BatchTransport:
             micro_batch=int(answer.meta.get("part", 0)),
             network_engine=engine,
             dtype=dtype,
-            device=device,
+            device=str(answer.meta.get("device", "")),
         )
