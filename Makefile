@@ -40,9 +40,9 @@ serve: $(STAMP) ## serve the demo models until Ctrl-C
 	@$(BIN)/mobilevision models build $(DEMO_MODELS) --out $(ARCHIVES)
 	@$(BIN)/mobilevision serve $(DEMO_MODELS) --archives $(ARCHIVES)
 
-images: $(STAMP) ## build the container images with the demo models (docker, podman or buildah; see deploy/docker/build.sh)
+images: $(STAMP) ## build the images with the demo models: REGISTRY=... names them (docker, podman or buildah; see deploy/docker/build.sh)
 	@$(BIN)/mobilevision models build $(DEMO_MODELS) --out $(ARCHIVES)
-	@deploy/docker/build.sh
+	@deploy/docker/build.sh gateway torchserve server
 
 check: $(STAMP) ## lint, types, unit and contract tests, side by side: two minutes, before every commit
 	@$(MAKE) --no-print-directory -j 3 lint types check-tests

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -38,6 +39,24 @@ def gpu_count(environment: Mapping[str, str], devices: Path = Path("/dev")) -> i
         return present
     named = [name for name in visible.split(",") if name.strip() not in {"", "-1"}]
     return min(present, len(named))
+
+
+def why_no_gpu(environment: Mapping[str, str], devices: Path = Path("/dev")) -> str | None:
+    """Why TorchServe would find no GPU, with the remedy; None if it will find one. `environment` is TorchServe's."""
+    if gpu_count(environment, devices) == 0:
+        hidden = environment.get("CUDA_VISIBLE_DEVICES")
+        if hidden is not None and gpu_count({}, devices):
+            return f"CUDA_VISIBLE_DEVICES is {hidden!r}, which hides every GPU; change it or remove it"
+        return (
+            f"there is no {devices}/nvidia0: give the container a GPU (in Kubernetes the limit nvidia.com/gpu; on k3s "
+            "and RKE2 also runtimeClassName: nvidia)"
+        )
+    if shutil.which("nvidia-smi", path=environment.get("PATH", os.defpath)) is None:
+        return (
+            "nvidia-smi, by which TorchServe finds the GPUs, is not on PATH: NVIDIA's container runtime provides it "
+            "with NVIDIA_DRIVER_CAPABILITIES=compute,utility, and GKE in /usr/local/nvidia/bin"
+        )
+    return None
 
 
 def cpu_has_fast_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -33,11 +33,25 @@ CPU_WARMUP_BATCHES = (1, 2, 3)
 logger = logging.getLogger(__name__)
 
 
-def choose_device(gpu_id: int | None) -> torch.device:
-    """The device of this worker. TorchServe gives it a GPU number or None; without CUDA in this torch it is the CPU."""
+def choose_device(gpu_id: int | None, *, require_gpu: bool = False) -> torch.device:
+    """The device of this worker. TorchServe gives it a GPU number or None; without CUDA in this torch it is the CPU.
+
+    Raises `RuntimeLoadError` instead of choosing the CPU if `require_gpu`.
+    """
     if gpu_id is not None and torch.cuda.is_available():
         return torch.device("cuda", gpu_id)
-    return torch.device("cpu")
+    if not require_gpu:
+        return torch.device("cpu")
+    if gpu_id is None:
+        why = "TorchServe gave this worker none: run nvidia-smi in the container, which TorchServe asks for the GPUs"
+    elif torch.version.cuda is None:
+        why = f"torch {torch.__version__} is a build for CPUs: use the image torchserve-cuda"
+    else:
+        why = (
+            f"torch {torch.__version__} cannot use it: the driver must support CUDA {torch.version.cuda} (nvidia-smi "
+            "prints what it supports)"
+        )
+    raise RuntimeLoadError(f"a GPU is required (MOBILEVISION_REQUIRE_GPU), but {why}")
 
 
 def choose_execution(module: Module, spec: ModuleSpec, device: torch.device, *, capture: bool) -> Execution:
@@ -59,7 +73,7 @@ def load(directory: Path, *, gpu_id: int | None, options: RuntimeOptions) -> Run
     started = time.perf_counter()
     spec = ModuleSpec.read(directory)
     path = verified_module(directory, spec)
-    device = choose_device(gpu_id)
+    device = choose_device(gpu_id, require_gpu=options.require_gpu)
     threads = options.threads or usable_cores()
     torch.set_num_threads(threads)
     tune_malloc()

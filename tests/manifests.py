@@ -3,11 +3,12 @@
 import functools
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,16 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 K8S = ROOT / "deploy" / "k8s"
 OVERLAYS = tuple(sorted(path.name for path in (K8S / "overlays").iterdir()))
 COMPONENTS = tuple(sorted(path.name for path in (K8S / "components").iterdir()))
-EXCLUSIVE = (frozenset({"hpa", "keda"}), frozenset({"models-image", "models-pvc"}))
+# Components of which a build has at most one.
+EXCLUSIVE = (
+    frozenset({"hpa", "hpa-cpu-2", "keda", "keda-cpu-2"}),
+    frozenset({"models-image", "models-pvc", "models-pvc-rwo", "models-store"}),
+    frozenset({"monitoring", "podmonitor"}),
+    frozenset({"gateway-api", "tls"}),  # TLS ends at the Gateway
+)
+# Their thresholds were measured on a pod with two cores for TorchServe.
+FOR_TWO_CORES = frozenset({"hpa-cpu-2", "keda-cpu-2"})
+MODEL_SOURCES = EXCLUSIVE[1]
 
 Object = dict[str, Any]
 
@@ -53,7 +63,20 @@ class Built:
     def pod_labels(self) -> dict[str, str]:
         if self.of("Deployment"):
             return self.one("Deployment")["spec"]["template"]["metadata"]["labels"]
-        return {"serving.kserve.io/inferenceservice": self.one("InferenceService")["metadata"]["name"]}
+        service = self.one("InferenceService")  # KServe gives its pods the labels of the predictor and one of its own
+        own = {"serving.kserve.io/inferenceservice": service["metadata"]["name"]}
+        return service["spec"]["predictor"]["labels"] | own
+
+    @property
+    def namespace(self) -> str:
+        (name,) = {o["metadata"]["namespace"] for o in self.of("Service")}
+        return name
+
+    @property
+    def cluster(self) -> dict[str, str]:
+        """The default names of other parts of the cluster."""
+        lines = (K8S / "settings" / "cluster.env").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines if not line.startswith("#"))
 
     @property
     def gateway(self) -> Object:
@@ -66,16 +89,35 @@ class Built:
 
     @property
     def settings(self) -> dict[str, str]:
-        (found,) = (o for o in self.of("ConfigMap") if o["metadata"]["name"].startswith("mobilevision-settings"))
+        (found,) = (o for o in self.of("ConfigMap") if "mobilevision-settings" in o["metadata"]["name"])
         return found["data"]
+
+
+def fits(chosen: Iterable[str]) -> bool:
+    """Whether these components can be used together."""
+    names = set(chosen)
+    if "gpu" in names and names & FOR_TWO_CORES:
+        return False
+    return all(len(group & names) <= 1 for group in EXCLUSIVE)
 
 
 def combinations(most: int) -> Iterator[tuple[str, ...]]:
     """Every set of up to `most` components that can be used together."""
     for size in range(1, most + 1):
-        for chosen in itertools.combinations(COMPONENTS, size):
-            if not any(pair <= set(chosen) for pair in EXCLUSIVE):
-                yield chosen
+        yield from filter(fits, itertools.combinations(COMPONENTS, size))
+
+
+def largest() -> list[tuple[str, ...]]:
+    """The sets to which no component can be added."""
+    grouped = frozenset().union(*EXCLUSIVE)
+    alone = [name for name in COMPONENTS if name not in grouped]
+    found = []
+    for of_groups in itertools.product(*map(sorted, EXCLUSIVE)):
+        names = {*alone, *of_groups}
+        if names & FOR_TWO_CORES:
+            names -= {"gpu", "gpu-runtime-class"}
+        found.append(tuple(sorted(names)))
+    return found
 
 
 @functools.cache
@@ -93,10 +135,25 @@ def combined(*components: str) -> Built:
             "kind": "Kustomization",
             "namespace": "mobilevision",
             "resources": [str(relative / "base")],
-            "components": [str(relative / "components" / name) for name in components],
+            "components": [*(str(relative / "components" / name) for name in components), str(relative / "images")],
+            "transformers": [str(relative / "names")],
         }
         (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
         return _kustomize(Path(folder))
+
+
+def written(kustomization: str) -> Built:
+    """The build of a kustomization.yaml, as a file in a folder of overlays."""
+    with tempfile.TemporaryDirectory() as folder:
+        relative = os.path.relpath(K8S, Path(folder).resolve())
+        (Path(folder) / "kustomization.yaml").write_text(kustomization.replace("../../", f"{relative}/"))
+        return _kustomize(Path(folder))
+
+
+@functools.cache
+def standalone(name: str) -> Built:
+    """What is applied by itself: the claims and the Job that fills them."""
+    return _kustomize(K8S / name)
 
 
 def _kustomize(folder: Path) -> Built:
@@ -105,3 +162,26 @@ def _kustomize(folder: Path) -> Built:
     done = subprocess.run(["kubectl", "kustomize", str(folder)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return Built(tuple(yaml.load_all(done.stdout, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))))
+
+
+def image_environment(image: str) -> dict[str, str]:
+    """The settings that an image of ours sets."""
+    text = (ROOT / "deploy" / "docker" / f"{image}.Dockerfile").read_text()
+    return dict(re.findall(r"\b(MOBILEVISION_\w+)=(\S+)", text))
+
+
+def mebibytes(quantity: str) -> int:
+    """A quantity of memory, such as 2Gi."""
+    number, unit = re.fullmatch(r"(\d+)(Mi|Gi)", quantity).groups()  # type: ignore[union-attr]
+    return int(number) * {"Mi": 1, "Gi": 1024}[unit]
+
+
+def cores(container: Object, kind: str = "limits") -> float:
+    """The CPU limit (or request) of a container, in cores."""
+    text = str(container["resources"][kind]["cpu"])
+    return float(text.removesuffix("m")) / (1000 if text.endswith("m") else 1)
+
+
+def pinned_images() -> list[Object]:
+    """The images that pods run, as build.sh wrote them: `name` in our manifests, `newName` and `newTag`."""
+    return list(yaml.safe_load((K8S / "images" / "kustomization.yaml").read_text())["images"])

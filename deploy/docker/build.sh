@@ -1,12 +1,18 @@
 #!/usr/bin/env bash
 # Builds the images, with or without a container daemon:
 #
-#   deploy/docker/build.sh [gateway] [torchserve] [models]      default: gateway and torchserve
+#   deploy/docker/build.sh [gateway] [torchserve] [models] [server]      default: gateway and torchserve
+#
+# gateway and torchserve are the containers of a pod, models has the archives only, server is all in one container. The tag of
+# an image is the version and a digest of what is in it. Names and tags are written where they are used:
+# deploy/k8s/images/kustomization.yaml, and deploy/docker/.env for compose.yaml.
 #
 # Environment, all optional:
 #   ENGINE     docker, podman or buildah; default: the first one that is installed
-#   PREFIX     name before /gateway and /torchserve; default: mobilevision
-#   TORCH      build of torch for torchserve: cpu (default) or a CUDA build such as cu130, whose tag is VERSION-cuda
+#   REGISTRY   name before /gateway and the others, such as registry.example/vision. Default: localhost/mobilevision, which is
+#              never pulled from anywhere
+#   TORCH      build of torch: cpu (default) or a CUDA build such as cu130; torchserve and server are then named
+#              torchserve-cuda and server-cuda
 #   ARCHIVES   folder below model_store whose archives are put into the image; default: model_store/archives
 #   BASE       base image; default: Debian bookworm slim. Name it by digest for a reproducible build
 # Without access to a registry (needs debootstrap and buildah, run as root):
@@ -26,6 +32,21 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 base=${BASE:-docker.io/library/debian:bookworm-slim}
 archives=${ARCHIVES:-model_store/archives}
 torch_version=$(sed -n 's/^torch==//p' constraints.txt)
+build_of_torch=${TORCH:-cpu}
+registry=${REGISTRY:-localhost/mobilevision}
+
+# Twelve digits of a digest over the given words, and the names and bytes of the files in the given folders.
+digest() { # words... -- paths...
+  local words=()
+  while [ "$1" != -- ]; do words+=("$1"); shift; done
+  shift
+  { printf '%s\n' "${words[@]}"
+    find "$@" -type f -not -path '*/__pycache__/*' -not -path 'model_store/archives/*' -not -path 'model_store/checkpoints/*' \
+      -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
+  } | sha256sum | cut -c 1-12
+}
+code=(pyproject.toml constraints.txt README.md LICENSE mobilevision service handlers model_store
+  deploy/docker/*.Dockerfile deploy/docker/*.lock deploy/docker/requirements.py deploy/docker/*-probe)
 
 debootstrap_base() {
   buildah inspect --type image "$base" >/dev/null 2>&1 && return
@@ -61,25 +82,32 @@ if [ -n "${DEBOOTSTRAP:-}" ]; then
   options+=(--pull-never)
 fi
 
+# Writes the name of a built image where it is used.
+pin() { # image, name, tag
+  sed -i "/name: mobilevision\/$1\$/{n;s|newName: .*|newName: $2|;n;s|newTag: .*|newTag: $3|}" deploy/k8s/images/kustomization.yaml
+  case $1 in server*) echo "SERVER_IMAGE=$2:$3" > deploy/docker/.env ;; esac
+}
+
 for image in "${images[@]}"; do
-  tag=${PREFIX:-mobilevision}/$image:$version
+  name=$image
   case $image in
-    gateway) specific=(-f deploy/docker/gateway.Dockerfile) ;;
-    torchserve | models)
-      build_of_torch=${TORCH:-cpu}
+    gateway)
+      specific=(-f deploy/docker/gateway.Dockerfile)
+      tag=$version-$(digest "$base" -- "${code[@]}")
+      ;;
+    torchserve | models | server)
       index=https://download.pytorch.org/whl/$build_of_torch
       [ -z "${WHEELS:-}" ] || index=
       specific=(-f deploy/docker/torchserve.Dockerfile --build-arg "ARCHIVES=$archives"
         --build-arg "TORCH=$torch_version+$build_of_torch" --build-arg "TORCH_INDEX=$index")
       ls "$archives"/*.mar >/dev/null || { echo "error: no archives in $archives; run: make images" >&2; exit 1; }
-      [ "$image" = torchserve ] || specific+=(--target models)
+      [ "$image" = torchserve ] || specific+=(--target "$image")
+      archive_digests=$(cd "$archives" && sha256sum -- *.mar *.card.json)
+      if [ "$image" = models ]; then
+        tag=$version-$(printf '%s' "$archive_digests" | sha256sum | cut -c 1-12)
+      else
+        tag=$version-$(digest "$base" "$build_of_torch" "$archive_digests" -- "${code[@]}")
+      fi
       if [ "$build_of_torch" != cpu ]; then
         specific+=(--build-arg "EXTRAS=models signing store") # OpenVINO is for CPUs
-        [ "$image" = models ] || tag=$tag-cuda
-      fi
-      ;;
-    *) echo "error: unknown image $image; use gateway, torchserve or models" >&2; exit 1 ;;
-  esac
-  echo "building $tag with $engine"
-  "${build[@]}" "${options[@]}" "${specific[@]}" -t "$tag" .
-done
+        [ "$image" = models ] || name=$image-cuda

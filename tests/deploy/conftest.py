@@ -1,11 +1,10 @@
 """The builds under test: each overlay; the base alone, with each component, and with the largest sets of them."""
 
 import pytest
-from manifests import COMPONENTS, OVERLAYS, Built, combinations, combined, overlay
+from manifests import OVERLAYS, Built, combinations, combined, largest, overlay
 
-ALL = list(combinations(len(COMPONENTS)))
-LARGEST = [chosen for chosen in ALL if len(chosen) == len(ALL[-1])]
-BASES = [(), *combinations(1), LARGEST[0], LARGEST[-1]]
+LARGEST = largest()
+BASES = [(), *combinations(1), LARGEST[0], LARGEST[len(LARGEST) // 2], LARGEST[-1]]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1,4 +1,4 @@
-"""compose.yaml and its monitoring have the structure and the hardening of the pod in deploy/k8s."""
+"""compose.yaml runs the server in one container, hardened as the pod in deploy/k8s, with its monitoring."""
 
 import re
 import shutil
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from manifests import ROOT, VERSION
+from manifests import ROOT
 
 from service.core.settings import Settings
 
@@ -23,10 +23,11 @@ def test_every_service_is_hardened_and_pinned(name: str) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert "no-new-privileges:true" in service["security_opt"]
-    image, _, tag = service["image"].rpartition(":")
-    assert re.match(r"v?\d+\.\d+\.\d+$", tag)
-    if image.startswith("mobilevision/"):
-        assert tag == VERSION
+    if name == "server":  # build.sh writes the variable (test_image_names.py)
+        assert service["image"].startswith("${SERVER_IMAGE:?")
+        assert service["pull_policy"] == "never"
+    else:
+        assert re.match(r"v?\d+\.\d+\.\d+$", service["image"].rpartition(":")[2])
     for port in service.get("ports", []):
         assert port.startswith("127.0.0.1:")
 
@@ -39,21 +40,48 @@ def test_every_mounted_path_exists() -> None:
             assert source in volumes or (DOCKER / source).exists(), f"{name}: {source}"
 
 
-def test_the_gateway_runs_in_the_namespaces_of_torchserve() -> None:
-    gateway, torchserve = SERVICES["gateway"], SERVICES["torchserve"]
-    assert gateway["network_mode"] == gateway["ipc"] == "service:torchserve"
-    assert torchserve["ipc"] == "shareable"
-    assert gateway["depends_on"]["torchserve"] == {"condition": "service_healthy"}
-    assert [port.split(":")[1:] for port in torchserve["ports"]] == [["50051", "50051"]]
-    for service in (gateway, torchserve):
-        assert {name.removeprefix("MOBILEVISION_").lower() for name in service.get("environment", {})} <= set(
-            Settings.model_fields
-        )
-        assert service["environment"].items() >= COMPOSE["x-settings"].items(), "both containers have the same"
+def test_one_container_serves_whatever_becomes_of_torchserve() -> None:
+    """A gateway in another container would keep the namespaces of a TorchServe that has started again."""
+    server = SERVICES["server"]
+    assert "network_mode" not in server
+    assert "ipc" not in server
+    assert "command" not in server, "the image's own: serve"
+    assert server["environment"].keys() <= {f"MOBILEVISION_{name}".upper() for name in Settings.model_fields}
+    assert not [name for name in server["environment"] if "TORCHSERVE" in name], "it starts TorchServe itself"
+    assert [port.split(":")[1:] for port in server["ports"]] == [["50051", "50051"]]
     shm_megabytes = Settings.model_fields["shm_megabytes"].default
-    assert int(torchserve["shm_size"].removesuffix("m")) > shm_megabytes
-    drain_seconds = float(gateway["environment"]["MOBILEVISION_DRAIN_TIMEOUT_SECONDS"])
-    assert float(gateway["stop_grace_period"].removesuffix("s")) >= drain_seconds + 5
+    assert int(server["shm_size"].removesuffix("m")) > shm_megabytes
+    drain_seconds = float(server["environment"]["MOBILEVISION_DRAIN_TIMEOUT_SECONDS"])
+    assert float(server["stop_grace_period"].removesuffix("s")) >= drain_seconds + 5
+
+
+def test_the_image_of_the_server_starts_its_own_torchserve() -> None:
+    text = (DOCKER / "torchserve.Dockerfile").read_text()
+    stage = {
+        name: text.partition(f" AS {name}\n")[2].partition("\nFROM ")[0] for name in ("common", "server", "runtime")
+    }
+    assert "MOBILEVISION_TORCHSERVE_" not in stage["common"] + stage["server"]
+    assert "MOBILEVISION_TORCHSERVE_INFERENCE" in stage["runtime"]
+    assert 'CMD ["serve"]' in stage["server"]
+    assert 'CMD ["gateway-probe"]' in stage["server"]
+    assert "COPY --from=models" in stage["server"]
+    assert "FROM common AS server" in text
+
+
+def test_every_alert_ends_in_a_receiver() -> None:
+    config = yaml.safe_load((DOCKER / "alertmanager.yaml").read_text())
+    receivers = {receiver["name"] for receiver in config["receivers"]}
+    routes = [config["route"]]
+    for route in routes:
+        routes += route.get("routes", [])
+        assert route["receiver"] in receivers
+    scraped = yaml.safe_load((DOCKER / "prometheus.yaml").read_text())
+    (alertmanager,) = scraped["alerting"]["alertmanagers"]
+    assert alertmanager["static_configs"] == [{"targets": ["alertmanager:9093"]}]
+    assert "alertmanager" in SERVICES
+    assert "--enable-feature=exemplar-storage" in SERVICES["prometheus"]["command"]
+    (source,) = yaml.safe_load((DOCKER / "grafana" / "datasources.yaml").read_text())["datasources"]
+    assert source["jsonData"]["exemplarTraceIdDestinations"][0]["name"] == "trace_id"
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian package: prometheus)")
@@ -66,5 +94,5 @@ def test_prometheus_accepts_its_configuration(tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
     (scrape,) = yaml.safe_load((DOCKER / "prometheus.yaml").read_text())["scrape_configs"]
     (target,) = scrape["static_configs"]
-    assert target["targets"] == ["gateway:50052"]
-    assert "gateway" in SERVICES["torchserve"]["networks"]["default"]["aliases"]
+    assert target["targets"] == ["server:50052"]
+    assert "server" in SERVICES

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 from fakes import read
-from manifests import VERSION
+from manifests import pinned_images
 from serving import refusals
 
 from mobilevision.client import VisionClient
 
 SECONDS = 240.0
-TORCHSERVE, GATEWAY = f"mobilevision/torchserve:{VERSION}", f"mobilevision/gateway:{VERSION}"
+PINNED = {each["name"]: f"{each['newName']}:{each['newTag']}" for each in pinned_images()}
+TORCHSERVE, GATEWAY = PINNED["mobilevision/torchserve"], PINNED["mobilevision/gateway"]
 MODELS = ["demo_classify", "demo_detect", "demo_segment"]
 HARDENED = [
     "--read-only",

@@ -8,13 +8,13 @@ from typing import Any
 
 import crds
 import pytest
-from manifests import Built, overlay
+from manifests import Built, overlay, standalone
 
 jsonschema = pytest.importorskip("jsonschema", reason="kubernetes-validate is not installed")
 kubernetes = pytest.importorskip("kubernetes_validate.utils", reason="kubernetes-validate is not installed")
 
 VERSIONS = ("1.30", "1.36")
-IMAGE_VOLUMES_SINCE = "1.31"
+IMAGE_VOLUMES_SINCE = "1.33"  # older ones refuse them under restricted pod security
 CRDS = crds.read()
 # Without a cache the large definitions would be read for every object.
 contents = functools.cache(kubernetes.schema_contents)
@@ -41,6 +41,14 @@ def test_every_object_is_valid(built: Built, version: str, monkeypatch: pytest.M
     if any("image" in volume for volume in built.pod["volumes"]):
         version = max(version, IMAGE_VOLUMES_SINCE)
     found = [problem(json.dumps(item, sort_keys=True), version) for item in built.objects]
+    assert [text for text in found if text] == []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", ["claim", "claim-rwo", "sync"])
+def test_what_is_applied_by_itself_is_valid(name: str, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes, "schema_contents", contents)
+    found = [problem(json.dumps(item, sort_keys=True), version) for item in standalone(name).objects]
     assert [text for text in found if text] == []
 
 

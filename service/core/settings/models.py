@@ -70,6 +70,11 @@ class ModelSettings(BaseModel):
         default=True,
         description="On a GPU: capture each batch size as a CUDA graph. Off: launch the kernels one by one.",
     )
+    require_gpu: bool = Field(
+        default=False,
+        description="Serve on GPUs or not at all: the server does not start where it sees no GPU, and a worker that "
+        "cannot compute on one does not start and says why. Off: such a worker uses the CPU.",
+    )
     startup_timeout_seconds: float = Field(
         default=300.0, gt=0, le=3600, description="Longest wait for the models to load at start."
     )

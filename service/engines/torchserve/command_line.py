@@ -83,6 +83,7 @@ def environment(run: Path, config: TorchServeConfig) -> dict[str, str]:
         "MOBILEVISION_ENGINE": config.network_engine,
         "MOBILEVISION_DTYPE": config.dtype,
         "MOBILEVISION_CUDA_GRAPHS": str(config.cuda_graphs).lower(),
+        "MOBILEVISION_REQUIRE_GPU": str(config.require_gpu).lower(),
         "MOBILEVISION_WORKER_THREADS": str(config.worker_threads),
         "MOBILEVISION_SHM_DIR": str(config.shm_dir or ""),
         "MOBILEVISION_BATCH_TIMEOUT_SECONDS": str(config.response_timeout_seconds),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from handlers.contract.card import Card
+from handlers.hardware import why_no_gpu
 from service.core.catalog import Catalog, archive_of
 from service.core.settings import Settings, child_environment
 from service.engines.base import EngineFailed
@@ -60,6 +61,7 @@ class TorchServeConfig:
     network_engine: str = "auto"  # of the workers: auto, torchscript or openvino
     dtype: str = "auto"
     cuda_graphs: bool = True
+    require_gpu: bool = False  # workers compute on a GPU or not at all
     shm_dir: Path | None = None  # where workers may open the gateway's shared memory; None: nowhere
     startup_timeout_seconds: float = 180.0
     response_timeout_seconds: int = 60  # TorchServe kills a worker that takes longer over a batch
@@ -81,7 +83,13 @@ class TorchServeConfig:
 
 
 def config_for(settings: Settings, catalog: Catalog) -> TorchServeConfig:
-    """Translate settings whose workers and threads are chosen, for the models of the catalog."""
+    """Translate settings whose workers and threads are chosen, for the models of the catalog.
+
+    Raises `TorchServeFailed` if a GPU is required and TorchServe would find none.
+    """
+    environment = child_environment()
+    if settings.require_gpu and (why := why_no_gpu(environment)) is not None:
+        raise TorchServeFailed(f"require_gpu is set, but {why}")
     return TorchServeConfig(
         models=tuple(
             TorchServeModel(
@@ -93,13 +101,14 @@ def config_for(settings: Settings, catalog: Catalog) -> TorchServeConfig:
             )
             for card in catalog.cards
         ),
-        environment=child_environment(),
+        environment=environment,
         signature_keys=settings.require_signature,
         base_directory=settings.run_dir,
         worker_threads=settings.worker_threads,
         network_engine=settings.engine,
         dtype=settings.dtype,
         cuda_graphs=settings.cuda_graphs,
+        require_gpu=settings.require_gpu,
         shm_dir=settings.shm_dir if settings.shm_megabytes else None,
         startup_timeout_seconds=settings.startup_timeout_seconds,
         # The gateway and TorchServe give up on a batch together, so that a slot becomes free when its worker does.

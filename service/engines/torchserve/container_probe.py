@@ -1,7 +1,7 @@
 """Report the state of a container to the orchestrator: `python -I -S container_probe.py QUESTION ARGUMENT...`.
 
     gateway URL                       0 when URL (its /readyz) answers 200
-    torchserve-ready RUN KEY_FILE     0 when every configured model has a ready worker
+    torchserve-ready RUN KEY_FILE     0 when every model has a ready worker; after the first time, one is enough
     torchserve-live RUN KEY_FILE      0 while TorchServe answers and has not given up on a model
 
 The argument RUN is TorchServe's run directory (`service.engines.torchserve.container`); the probe calls its Unix
@@ -49,9 +49,17 @@ def gateway(url: str) -> None:
 
 
 def torchserve_ready(run: str, key_file: str) -> None:
-    """Raise `Unwell` unless every model of config.properties has a ready worker."""
-    failures = [why for why in _models(run, key_file).values() if why is not None]
-    if failures:
+    """Raise `Unwell` unless every model of config.properties has a ready worker. After the first time, one is enough.
+
+    In a new pod every model must load, so that the rollout of a broken archive stops before it replaces a pod that
+    works. When TorchServe starts again in this pod, a model that has broken since must not end the others.
+    """
+    all_were_ready = Path(run).parent / "all_were_ready"  # outlives TorchServe's own folder
+    reasons = _models(run, key_file)
+    failures = [why for why in reasons.values() if why is not None]
+    if not failures:
+        all_were_ready.touch()
+    elif len(failures) == len(reasons) or not all_were_ready.exists():
         raise Unwell(failures[0])
 
 

@@ -1,8 +1,9 @@
 """The gRPC health service (grpc.health.v1): reports of `service.serving.health` in, serving states out.
 
-The empty service name is SERVING while all models answer, a model's name while the model answers. The name of
-VisionService is SERVING until the server drains: load balancers in clients watch it, and a model that does not answer
-must not keep calls from the other models.
+The empty service name is SERVING while at least one model answers: probes and load balancers ask it, and a model that
+does not answer must not keep calls from the other models. `ALL_MODELS` is SERVING while every model answers, a model's
+name while the model answers. The name of VisionService is SERVING until the server drains: load balancers in clients
+watch it.
 
 `publish` never waits for a client. A watcher that does not read gets only the latest state when it reads again. The
 servicer of grpcio-health-checking is not used: it holds a lock while it writes to a client, and `set` needs that lock.
@@ -18,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service.frontends.grpc.method_handlers import SERVICE
 from service.serving.health import HealthReport
 
+ALL_MODELS = "mobilevision.v1.AllModels"  # the name of no service: whether every model answers
 MOST_NAME_CHARACTERS = 256  # longer service names are refused, because a watch holds its request in memory
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -36,7 +38,8 @@ class GrpcHealth:
     def publish(self, report: HealthReport) -> None:
         """Answer health checks and watches with this report from now on. Returns at once."""
         states = {model: _state(why is None and not report.draining) for model, why in report.why_not_ready.items()}
-        self.servicer.publish(states | {"": _state(report.ready), SERVICE: _state(not report.draining)})
+        states |= {"": _state(report.any_ready), ALL_MODELS: _state(report.all_ready)}
+        self.servicer.publish(states | {SERVICE: _state(not report.draining)})
 
     def close(self) -> None:
         """End all watches. gRPC must cancel the watches of clients that do not read."""

@@ -1,8 +1,9 @@
 """The answers of the HTTP port for operators: /metrics for Prometheus, /livez and /readyz for the orchestrator.
 
 In: health, metrics, and the heartbeat of the event loop. Out: an `Answer` per path. /livez is 200 while the event loop
-runs and decoding is not stuck; otherwise the process should be restarted. /readyz is 200 while every model answers;
-otherwise no traffic should be sent. `service.frontends.http.supervisor_probes` answers for several gateway processes.
+runs and decoding is not stuck; otherwise the process should be restarted. /readyz is 200 while at least one model
+answers; otherwise no traffic should be sent. Its body names the models that do not answer.
+`service.frontends.http.supervisor_probes` answers for several gateway processes.
 """
 
 import asyncio
@@ -96,8 +97,8 @@ class GatewayProbes:
     def readyz(self) -> Answer:
         """See `Probes.readyz`."""
         report = self._health.report()
-        body = {"ready": report.ready, "draining": report.draining, "not_ready": report.not_ready}
-        return Answer.json(report.ready, body)
+        body = {"ready": report.any_ready, "draining": report.draining, "not_ready": report.not_ready}
+        return Answer.json(report.any_ready, body)
 
     def metrics(self, accept: str) -> Answer:
         """See `Probes.metrics`."""

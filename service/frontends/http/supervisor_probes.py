@@ -49,7 +49,7 @@ class SupervisorProbes:
         return Answer.text(stuck is None and alive > 0, "\n".join(failures) or "ok")
 
     def readyz(self) -> Answer:
-        """See `Probes.readyz`. `not_ready` has the `not_ready` of each process that is not ready, by its number."""
+        """See `Probes.readyz`. `not_ready` has what is not ready in each process, by the number of the process."""
         states: dict[int, dict[str, Any]] = {
             number: {"ready": False, "draining": False, "not_ready": "no answer"}
             if answer is None
@@ -60,7 +60,11 @@ class SupervisorProbes:
         body = {
             "ready": ready,
             "draining": any(each["draining"] for each in states.values()),
-            "not_ready": {str(number): each["not_ready"] for number, each in states.items() if not each["ready"]},
+            "not_ready": {
+                str(number): each["not_ready"]
+                for number, each in states.items()
+                if each["not_ready"] or not each["ready"]
+            },
         }
         return Answer.json(ready, body)
 

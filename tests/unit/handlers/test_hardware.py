@@ -90,6 +90,19 @@ def test_gpus_are_the_visible_device_files(tmp_path, environment, count):
     assert hardware.gpu_count(environment, tmp_path) == count
 
 
+def test_why_torchserve_would_find_no_gpu_names_the_remedy(tmp_path):
+    devices, programs = tmp_path / "dev", tmp_path / "bin"
+    devices.mkdir()
+    programs.mkdir()
+    environment = {"PATH": str(programs)}
+    assert "nvidia.com/gpu" in hardware.why_no_gpu(environment, devices)
+    (devices / "nvidia0").touch()
+    assert "CUDA_VISIBLE_DEVICES is '-1'" in hardware.why_no_gpu(environment | {"CUDA_VISIBLE_DEVICES": "-1"}, devices)
+    assert "/usr/local/nvidia/bin" in hardware.why_no_gpu(environment, devices)
+    (programs / "nvidia-smi").touch(mode=0o755)
+    assert hardware.why_no_gpu(environment, devices) is None
+
+
 @pytest.mark.parametrize(
     ("flags", "has", "fast"),
     [

@@ -230,6 +230,25 @@ def test_cuda_graphs_are_chosen_by_the_environment(given, expected):
     assert RuntimeOptions.from_environment({"MOBILEVISION_CUDA_GRAPHS": given}).cuda_graphs is expected
 
 
+@pytest.mark.parametrize(
+    ("gpu_id", "cuda", "reason"),
+    [(None, "13.0", "nvidia-smi"), (0, None, "torchserve-cuda"), (0, "13.0", "the driver must support CUDA 13.0")],
+)
+def test_a_worker_that_must_use_a_gpu_does_not_use_the_cpu(monkeypatch, gpu_id, cuda, reason):
+    monkeypatch.setattr(runtime.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(runtime.torch.version, "cuda", cuda)
+    assert runtime.choose_device(gpu_id).type == "cpu"
+    with pytest.raises(runtime.RuntimeLoadError, match=reason):
+        runtime.choose_device(gpu_id, require_gpu=True)
+    monkeypatch.setattr(runtime.torch.cuda, "is_available", lambda: True)
+    assert runtime.choose_device(1, require_gpu=True) == torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize(("given", "expected"), [("true", True), ("false", False), ("", False)])
+def test_a_gpu_is_required_by_the_environment(given, expected):
+    assert RuntimeOptions.from_environment({"MOBILEVISION_REQUIRE_GPU": given}).require_gpu is expected
+
+
 @pytest.mark.parametrize(("capture", "kind"), [(True, "graphed"), (False, "eager")])
 def test_buckets_are_graphs_only_where_that_is_chosen(monkeypatch, capture, kind):
     made = []

@@ -22,7 +22,7 @@ from service.core.catalog import Catalog
 from service.core.settings import SettingsError
 from service.core.trusted_archive import ArchiveUntrusted
 from service.engines.torchserve import container_probe
-from service.engines.torchserve.config import TorchServeConfig
+from service.engines.torchserve.config import TorchServeConfig, TorchServeFailed
 from service.engines.torchserve.container import become_torchserve
 
 ADDRESSES = {"torchserve_inference": "127.0.0.1:7070", "torchserve_management": "127.0.0.1:7071"}
@@ -143,12 +143,14 @@ class UnixServer(http.server.ThreadingHTTPServer):
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Path]:
-    (tmp_path / "config.properties").write_text("a=b\nload_models=one.mar,two.mar\n")
-    (tmp_path / "key_file.json").write_text(json.dumps({"management": {"key": "secret"}}))
-    servers = [UnixServer(str(tmp_path / api), Management) for api in ("management", "inference")]  # type: ignore[arg-type]
+    folder = tmp_path / "torchserve"
+    folder.mkdir()
+    (folder / "config.properties").write_text("a=b\nload_models=one.mar,two.mar\n")
+    (folder / "key_file.json").write_text(json.dumps({"management": {"key": "secret"}}))
+    servers = [UnixServer(str(folder / api), Management) for api in ("management", "inference")]  # type: ignore[arg-type]
     for server in servers:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield tmp_path
+    yield folder
     for server in servers:
         server.shutdown()
         server.server_close()
@@ -172,6 +174,28 @@ def test_ready_means_a_ready_worker_for_every_model(run: Path, monkeypatch: pyte
     assert probe("torchserve-ready", run) == "model one: TorchServe answers 400"
     (run / "key_file.json").unlink()
     assert "starting" in str(probe("torchserve-ready", run))
+
+
+def test_when_torchserve_starts_again_in_a_pod_one_model_is_enough(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a new pod a broken archive stops the rollout. Later it must not end the models that work."""
+    broken = {"one": ["UNLOADING"], "two": ["READY"]}
+    monkeypatch.setattr(Management, "workers", broken)
+    assert probe("torchserve-ready", run) == "model one: no worker is ready"
+    monkeypatch.setattr(Management, "workers", {"one": ["READY"], "two": ["READY"]})
+    assert probe("torchserve-ready", run) is None
+    monkeypatch.setattr(Management, "workers", broken)
+    assert probe("torchserve-ready", run) is None
+    monkeypatch.setattr(Management, "workers", {})
+    assert probe("torchserve-ready", run) == "model one: no worker is ready"
+
+
+def test_a_pod_that_must_use_a_gpu_does_not_start_without_one(
+    archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    settings = local_settings(archives=archives, run_dir=tmp_path, require_gpu=True, **ADDRESSES)
+    with pytest.raises(TorchServeFailed, match="require_gpu is set, but"):
+        become_torchserve(settings, Catalog([card_of()]), execute=lambda *_: pytest.fail("started"))
 
 
 def test_live_forgives_a_model_without_workers_until_torchserve_has_given_up(

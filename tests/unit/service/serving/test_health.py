@@ -59,15 +59,15 @@ class World:
 async def test_a_model_is_ready_once_the_engine_reports_a_worker() -> None:
     world = World()
     assert world.health.why_not_ready(ONE) == "its workers have not started yet"
-    assert not world.health.report().ready
+    assert not world.health.report().all_ready
     world.engine.ready[TWO] = 0
     await world.health.check()
     assert world.health.why_not_ready(ONE) is None
     assert world.published[-1].not_ready == {TWO: "none of its workers is ready"}
-    assert not world.published[-1].ready
+    assert not world.published[-1].all_ready
     world.engine.ready[TWO] = 1
     await world.health.check()
-    assert world.published[-1].ready
+    assert world.published[-1].all_ready
 
 
 async def test_an_engine_that_cannot_be_asked_makes_the_model_not_ready() -> None:
@@ -84,7 +84,7 @@ async def test_draining_is_for_good() -> None:
     world.health.drain()
     assert world.published[-1].draining
     await world.health.check()
-    assert not world.published[-1].ready
+    assert not world.published[-1].all_ready
     assert world.published[-1].not_ready == {}
 
 
@@ -115,7 +115,7 @@ async def test_no_model_is_ready_while_a_picture_is_decoded_for_too_long() -> No
     assert world.health.why_restart is None
     for _ in range(2):  # counted once
         await world.health.check()
-        assert not world.published[-1].ready
+        assert not world.published[-1].all_ready
     assert overruns(world) == 1.0
     world.decoding = {7: 120.0, 8: 121.0}
     await world.health.check()
@@ -123,7 +123,7 @@ async def test_no_model_is_ready_while_a_picture_is_decoded_for_too_long() -> No
     assert overruns(world) == 2.0
     world.decoding = {}
     await world.health.check()
-    assert world.health.report().ready
+    assert world.health.report().all_ready
     assert world.health.why_restart is None
 
 
@@ -142,7 +142,7 @@ def test_a_model_that_has_just_failed_is_looked_at_more_often_for_a_minute() -> 
         assert sorted(set(world.engine.asked_at)) == pytest.approx([15.0, 15.2, 15.4, 15.6, 15.8], abs=0.01)
         world.engine.ready[ONE] = 1
         await asyncio.sleep(0.3)
-        assert world.health.report().ready
+        assert world.health.report().all_ready
         world.engine.asked_at.clear()
         await asyncio.sleep(10.0)
         assert len(set(world.engine.asked_at)) == 2  # as usual
