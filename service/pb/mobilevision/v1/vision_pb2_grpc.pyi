@@ -17,7 +17,8 @@ Conventions of every call:
    server makes one.
  * Trailing metadata of every answered call: `x-request-id`. The three inference calls add `server-timing` (W3C
    syntax, milliseconds: decode, queue, transport, inference, results) and `mobilevision-batch-size` (number of
-   pictures in the batch).
+   pictures in the batch). If the worker said what it computed with, they also add `mobilevision-engine` (torchscript or
+   openvino), `mobilevision-dtype` and `mobilevision-device` (as in `ModelUsed`).
  * Every failure carries `google.rpc.ErrorInfo` with domain `mobilevision` and a `reason`, which is a name of
    `ErrorReason` without its prefix (for example `IMAGE_TRUNCATED`). A failure that may succeed when repeated carries
    `google.rpc.RetryInfo`.
