@@ -209,8 +209,9 @@ class VisionClient:
         timeout_seconds: float | None = None,
         request_id: str | None = None,
     ) -> Result[vision_pb2.ListModelsResponse]:
-        """The served models, without their labels; only those of one `task` where it is given. Each has `engine`, `dtype`
-        and `device`: what computes it now.
+        """The served models, without their labels; only those of one `task` where it is given.
+
+        `engine`, `dtype` and `device` of each say what computes it now.
 
         Raises `CallFailed`.
         """

@@ -24,9 +24,9 @@ def show(plan: SweepPlan, points: list[Point], refused: list[Refused]) -> None:
     chosen, shown = best(points, plan.goal_ms), front(points)
     machine = plan.machine
     title = f"{plan.card.name}: the best {len(shown)} of {len(points)} measured, {machine.cores} cores"
-    table = Table(title=title, box=None, pad_edge=False, header_style="dim")
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
     for column in ("workers", "threads", "max batch", "engine", "clients", "pictures/s", "p50 ms", "p99 ms", "goal"):
-        table.add_column(column, justify="right", no_wrap=column == "engine")
+        table.add_column(column, justify="right", no_wrap=" " not in column, min_width=max(map(len, column.split())))
     for point in shown:
         candidate = point.candidate
         within = point.p99_ms <= plan.goal_ms
@@ -42,18 +42,9 @@ def show(plan: SweepPlan, points: list[Point], refused: list[Refused]) -> None:
             "best" if point == chosen else "met" if within else "missed",
             style="bold green" if point == chosen else None if within else "dim",
         )
-    for each in refused:
-        candidate = each.candidate
-        table.add_row(
-            str(candidate.workers_per_model),
-            str(candidate.worker_threads),
-            str(candidate.max_batch),
-            f"{candidate.engine}/{candidate.dtype}",
-            *("-" for _ in range(4)),
-            "refused",
-            style="dim",
-        )
     console.print(table)
+    for each in refused:
+        console.print(f"[dim]refused by the workers: {words(each.candidate)}[/]", soft_wrap=True)
     if chosen is None:
         console.print(
             f"[red]no setting answers 99 of 100 calls within {plan.goal_ms:g} ms[/]; the fastest takes "

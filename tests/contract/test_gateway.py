@@ -56,9 +56,12 @@ async def test_models_are_listed_and_described(running: RunningGateway) -> None:
     assert not described.model.published_scores
 
 
-async def test_what_computes_a_model_stands_in_its_description_its_metrics_and_the_trailers(
-    running: RunningGateway,
-) -> None:
+async def test_what_computes_a_model_stands_in_its_description_its_metrics_and_the_trailers() -> None:
+    async with running_gateway([toy_card(Task.DETECT)]) as gateway:
+        await check_what_computes(gateway)
+
+
+async def check_what_computes(running: RunningGateway) -> None:
     silent = await stub(running).GetModel(vision_pb2.GetModelRequest(name="toy_detect"))
     assert (silent.model.engine, silent.model.dtype, silent.model.device) == ("fake", "", "")
     assert 'mobilevision_model_info{device="",dtype="",engine="",' in running.metrics.page().decode()
@@ -76,7 +79,7 @@ async def test_what_computes_a_model_stands_in_its_description_its_metrics_and_t
         for model in (listed.models[0], described.model):
             assert (model.engine, model.dtype, model.device) == (f"fake/{engine}", dtype, kind)
         lines = running.metrics.page().decode().splitlines()
-        (info,) = (line for line in lines if "model_info{" in line and 'model="toy_detect"' in line)
+        (info,) = (line for line in lines if line.startswith("mobilevision_model_info{"))
         assert f'{{device="{kind}",dtype="{dtype}",engine="{engine}",' in info
 
 

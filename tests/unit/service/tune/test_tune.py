@@ -118,12 +118,14 @@ def test_the_table_fits_a_narrow_terminal(tmp_path, capsys, monkeypatch):
     machine = Machine(2, 4 * GIB, 0)
     plan = SweepPlan(toy_card(), tmp_path, b"", machine, 8, (1, 16), 1.0, quick=False, folder=tmp_path)
     report.show(plan, [point(10, 5), point(40, 7.5, 4), point(1000.5, 99.5, 16)], [REFUSED])
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines]
     used = "torchscript/bfloat16"
     assert ["2", "1", "4", used, "1", "10.0", "2.5", "5.0", "met"] in rows
     assert ["2", "1", "4", used, "4", "40.0", "3.8", "7.5", "best"] in rows
     assert ["2", "1", "4", used, "16", "1000.5", "49.8", "99.5", "missed"] in rows
-    assert ["2", "1", "4", "openvino/bfloat16", "-", "-", "-", "-", "refused"] in rows
+    assert rows[2] == ["workers", "threads", "batch", "engine", "clients", "pictures/s", "ms", "ms", "goal"]
+    assert lines[-1] == "refused by the workers: 2 workers x 1 threads, batch 4, openvino/bfloat16"
 
 
 def test_the_report_of_a_goal_that_is_missed_still_has_the_fastest_setting(tmp_path):
