@@ -49,8 +49,9 @@ def served(
             line = MessageToDict(found, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
             sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
         return
-    table = Table(*COLUMNS, box=None, pad_edge=False, header_style="dim")
-    table.columns[0].no_wrap = True
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
+    for column in COLUMNS:
+        table.add_column(column, overflow="fold", no_wrap=column in {"engine", "dtype"})
     for found in models:
         table.add_row(*(escape(value) for value in _row(found)))
     Console(highlight=False).print(table)
