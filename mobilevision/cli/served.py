@@ -51,7 +51,7 @@ def served(
         return
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
     for column in COLUMNS:
-        table.add_column(column, overflow="fold", no_wrap=column in {"engine", "dtype"})
+        table.add_column(column, overflow="fold", no_wrap=column in {"model", "engine", "dtype"})
     for found in models:
         table.add_row(*(escape(value) for value in _row(found)))
     Console(highlight=False).print(table)
@@ -64,7 +64,7 @@ def register(app: typer.Typer) -> None:
 
 def _row(model: vision_pb2.Model) -> tuple[str, ...]:
     return (
-        model.name + (" (default)" if model.is_default else ""),
+        model.name,
         model.version,
         vision_pb2.Task.Name(model.task).removeprefix("TASK_").lower(),
         vision_pb2.WeightsState.Name(model.weights).removeprefix("WEIGHTS_STATE_").lower(),

@@ -57,7 +57,7 @@ def test_the_table_has_what_computes_each_model(target):
     assert head == ["model", "version", "task", "weights", "engine", "dtype", "device", "ready"]
     assert rows == [
         ["new", "1.0", "detect", "unspecified", "torchserve", "-", "-", "no"],
-        ["tiny", "(default)", "1.2", "classify", "demo", "torchserve/openvino", "bfloat16", "cpu", "yes"],
+        ["tiny", "1.2", "classify", "demo", "torchserve/openvino", "bfloat16", "cpu", "yes"],
     ]
 
 
