@@ -23,11 +23,7 @@ from handlers.compiled_cache import CompiledCache
 from handlers.errors import EngineUnfit, RuntimeLoadError
 from handlers.execution import Module
 from handlers.hardware import cpu_has_bfloat16, cpu_has_fast_bfloat16, cpu_name
-from handlers.options import OPENVINO, TORCHSCRIPT, RuntimeOptions
-
-# What the card must say of the answers in bfloat16 for `auto` to choose it: the share of equal answers. With trained
-# weights it is 1.0 or close to it; random weights of detectors have scores so close together that it may be lower.
-LEAST_AGREEMENT = 0.98
+from handlers.options import LEAST_AGREEMENT, OPENVINO, TORCHSCRIPT, RuntimeOptions
 
 _TIMED_BATCH = 4  # pictures: a usual micro-batch
 _WARM_RUNS = 2  # TorchScript compiles in the first two

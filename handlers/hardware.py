@@ -69,7 +69,11 @@ def cpu_has_fast_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; emulated bfloat16 is many times slower than float32."""
+    """Whether the engines compute bfloat16 in hardware here; emulated bfloat16 is many times slower than float32.
+
+    False on Arm, also where the CPU has it: OpenVINO computes bfloat16 on x86 only (its documentation of the CPU
+    device), and TorchScript was not measured there.
+    """
     return not {"amx_bf16", "avx512_bf16"}.isdisjoint(_cpu_flags(cpuinfo))
 
 

@@ -46,7 +46,7 @@ def installed() -> bool:
 
 
 def version() -> str:
-    """The version and build of OpenVINO."""
+    """The version and build of OpenVINO. Raises `EngineUnfit` if it cannot be imported."""
     text: str = _openvino().get_version()
     return text
 
@@ -135,7 +135,11 @@ def _core() -> Any:
     The CPU plug-in of each `Core` installs a stack for signal handlers, and at its end brings back the one before. If
     several end in another order, the process is left with a stack that is freed, and its next signal ends it.
     """
-    return _openvino().Core()
+    ov = _openvino()
+    try:
+        return ov.Core()
+    except RuntimeError as error:
+        raise EngineUnfit(f"OpenVINO does not start: {_shortened(error)}") from error
 
 
 def _openvino() -> Any:
@@ -143,8 +147,10 @@ def _openvino() -> Any:
     # calls nobody: without the package that does it, OpenVINO uses a stub of its own.
     if "openvino" not in sys.modules:
         sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
-    import openvino  # noqa: PLC0415 - only where it is chosen: it takes 0.4 s and 60 MB
-
+    try:
+        import openvino  # noqa: PLC0415 - only where it is chosen: it takes 0.4 s and 60 MB
+    except (ImportError, OSError, RuntimeError) as error:  # a library that it needs is missing, or made for another CPU
+        raise EngineUnfit(f"OpenVINO is installed, but cannot be imported: {_shortened(error)}") from error
     return openvino
 
 

@@ -1,4 +1,4 @@
-"""What an operator may force on a worker, from environment variables.
+"""What an operator may force on a worker, from environment variables, and what is allowed without force.
 
 The only file beside `service/core/settings/` that reads the environment.
 """
@@ -14,6 +14,9 @@ from handlers.errors import RuntimeLoadError
 DTYPES = ("float32", "bfloat16", "float16")
 TORCHSCRIPT, OPENVINO = "torchscript", "openvino"
 ENGINES = (TORCHSCRIPT, OPENVINO)
+# What the card must say of the answers in bfloat16 for `auto` to choose it: the share of equal answers. With trained
+# weights it is 1.0 or close to it; random weights of detectors have scores so close together that it may be lower.
+LEAST_AGREEMENT = 0.98
 
 
 @dataclass(frozen=True)

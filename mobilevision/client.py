@@ -294,7 +294,12 @@ class VisionClient:
         timeout_seconds: float | None = None,
         request_id: str | None = None,
     ) -> Result[vision_pb2.ListModelsResponse]:
-        """The served models, without their labels; only those of one `task` where it is given. Raises `CallFailed`."""
+        """The served models, without their labels; only those of one `task` where it is given.
+
+        `engine`, `dtype` and `device` of each say what computes it now.
+
+        Raises `CallFailed`.
+        """
         request = vision_pb2.ListModelsRequest(task=task)
         return self._call(self._stub.ListModels, Result, request, timeout_seconds, request_id)
 

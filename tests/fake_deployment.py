@@ -9,7 +9,7 @@ from handlers.contract.card import Card
 from handlers.contract.frame import Array
 from service.core.call_scope import CallScope
 from service.core.errors import DeadlineExceeded, ImageEmpty, ServiceError, ShuttingDown
-from service.core.types import Decoded, Geometry, Prediction, Priority, Usage
+from service.core.types import Computed, Decoded, Geometry, Prediction, Priority, Usage
 from service.engines.base import ModelStatus
 from service.serving.deployment import Inference
 
@@ -38,6 +38,7 @@ class FakeDeployment:
         self.rendering_seconds: list[float] = []
         self.uses_shared_memory = self.has_shared_memory = False
         self.connected_workers = 0
+        self.computed = Computed()
         self._calls = 0
         self._changed = asyncio.Condition()
 

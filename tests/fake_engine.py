@@ -22,6 +22,7 @@ class FakeEngine:
         failures: raised by the next batches, in this order, before they run.
         gate: if set, holds every batch until the gate opens, so that the test decides when a batch finishes.
         part: how many pictures a worker reports to run at once. 0: the worker does not report it.
+        about: what else the workers report about themselves.
         memory: what the workers see of the gateways' shared memory.
         workers: of the loaded versions, by model and version.
         broken, hanging, loading: versions that fail on every batch, do not answer, have no ready worker.
@@ -45,6 +46,7 @@ class FakeEngine:
         self.gate: asyncio.Event | None = None
         self.batch_sizes: list[int] = []
         self.part = 0
+        self.about = {"dtype": "float32", "device": "cpu"}
         self.ready_workers = 1
         self.workers: dict[str, dict[str, int]] = {}
         self.defaults: dict[str, str] = {}
@@ -102,7 +104,7 @@ class FakeEngine:
                 frame,
                 run=run,
                 memory=self.memory,
-                about={"part": self.part, "dtype": "float32", "device": "cpu"},
+                about={"part": self.part, **self.about},
                 call=self._call,
             )
         except FrameError as error:

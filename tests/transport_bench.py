@@ -10,7 +10,7 @@ from fakes import SIDE, toy_card, toy_run
 
 from handlers.contract.frame import Array, unpack
 from handlers.contract.worker_protocol import HANDSHAKE
-from service.core.types import Job, Usage
+from service.core.types import Computed, Job, Usage
 from service.transport.batch_transport import BatchTransport
 from service.transport.patience import Patience
 from service.transport.shm_region import SharedDirectory, Size
@@ -35,6 +35,8 @@ class Bench:
     ) -> None:
         self.now = 100.0
         self.retried = self.failed = self.refused = 0
+        self.computed: list[Computed] = []  # of each batch
+        self.changes: list[Computed] = []
         self.directory = None if base is None else SharedDirectory(base)
         self.region = None
         if self.directory is not None:
@@ -54,6 +56,8 @@ class Bench:
             on_retry=self._on_retry,
             on_failure=self._on_failure,
             on_refused=self._on_refused,
+            on_computed=self.computed.append,
+            on_change=self.changes.append,
         )
 
     async def infer(self, model: str, frame: bytes, *, version: str, timeout_seconds: float) -> bytes:

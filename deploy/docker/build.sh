@@ -111,3 +111,11 @@ for image in "${images[@]}"; do
       if [ "$build_of_torch" != cpu ]; then
         specific+=(--build-arg "EXTRAS=models signing store") # OpenVINO is for CPUs
         [ "$image" = models ] || name=$image-cuda
+      fi
+      ;;
+    *) echo "error: unknown image $image; use gateway, torchserve, models or server" >&2; exit 1 ;;
+  esac
+  echo "building $registry/$name:$tag with $engine"
+  "${build[@]}" "${options[@]}" "${specific[@]}" -t "$registry/$name:$tag" .
+  pin "$name" "$registry/$name" "$tag"
+done

@@ -10,7 +10,7 @@ three requests:
   `output_bytes` of the answer is the frame's length. Without them the answer holds the outputs.
 * **handshake**: meta `hello` names a file, and meta `token` of the answer is the file's content. Meta `call` names a
   socket to which the worker connects, for later batches (see `handlers.gateway_connections`). If the worker cannot
-  connect, meta `no_call` of the answer is the reason.
+  connect, meta `no_call` of the answer is the reason. As in the answer of a batch, the worker describes itself.
 
 If the worker cannot use the shared memory, the answer holds only meta `refused`, the reason. The gateway then sends the
 same batch inline. `handlers.contract.shm_layout` describes the slots.
@@ -56,7 +56,7 @@ def answer(
         request: the request frame.
         run: runs the module on the pictures, uint8: one array [N, H, W, 3] or a list of N arrays [H, W, 3].
         memory: the worker's view of the gateways' shared memory.
-        about: added to the meta of every batch's answer. Its `part` is the number of pictures that run at once.
+        about: added to the meta of every answer. Its `part` is the number of pictures that run at once.
         call: connects to a gateway's socket. Raises `Refused`. None: this worker does not connect.
         turn: a context that is entered around every batch.
 
@@ -67,7 +67,7 @@ def answer(
     tensors, meta = unpack(request)
     try:
         if HANDSHAKE in meta:
-            return _answer_handshake(meta, memory, call)
+            return _answer_handshake(meta, memory, about, call)
         with turn or nullcontext():
             if SLOTS in tensors:
                 return _answer_shared(tensors, meta, run, memory, about)
@@ -76,8 +76,10 @@ def answer(
         return pack({}, {"refused": str(refusal)})
 
 
-def _answer_handshake(meta: Mapping[str, Any], memory: Memory, call: Callable[[str], None] | None) -> bytes:
-    reply: dict[str, float | int | str] = {"token": memory.token(str(meta[HANDSHAKE]))}
+def _answer_handshake(
+    meta: Mapping[str, Any], memory: Memory, about: Meta, call: Callable[[str], None] | None
+) -> bytes:
+    reply: dict[str, float | int | str] = {**about, "token": memory.token(str(meta[HANDSHAKE]))}
     if call is not None and "call" in meta:
         try:
             call(str(meta["call"]))

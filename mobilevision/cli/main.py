@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from mobilevision.cli import calls, replay, server_commands
+from mobilevision.cli import calls, replay, served, server_commands
 from mobilevision.eval import commands as eval_commands
 
 app = typer.Typer(
@@ -15,6 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 calls.register(app)
+served.register(app)
 eval_commands.register(app)
 replay.register(app)
 server_commands.register(app)

@@ -40,7 +40,7 @@ def json_line(name: str, result: Result[Any], annotated: Path | None) -> dict[st
 
 
 def show(console: Console, name: str, result: Result[Any], annotated: Path | None) -> None:
-    """Print the answer as a table: the model and its weights above, the times below."""
+    """Print the answer as a table: the model and its weights above, the times and what computed it below."""
     reply = result.reply
     console.print()
     size = f"{reply.picture.width} x {reply.picture.height} {reply.picture.format}"
@@ -49,7 +49,9 @@ def show(console: Console, name: str, result: Result[Any], annotated: Path | Non
     console.print(_TABLES[type(reply)](reply))
     stages = " · ".join(f"{stage} {result.stage_ms[stage]:.1f}" for stage in STAGES if stage in result.stage_ms)
     batch = "" if result.batch_size is None else f" · batch of {result.batch_size}"
-    console.print(f"[dim]{stages or 'no stage times'} ms · call {result.elapsed_ms:.1f} ms{batch}[/]")
+    used = reply.model
+    ran = "".join(f" · {escape(value)}" for value in (used.engine, used.dtype, used.device) if value)
+    console.print(f"[dim]{stages or 'no stage times'} ms · call {result.elapsed_ms:.1f} ms{batch}{ran}[/]")
     if annotated is not None:
         console.print(f"[dim]annotated picture: {escape(str(annotated))}[/]")
 

@@ -98,6 +98,26 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Computed:
+    """What a worker says that it computes with, in and on. The values are of closed sets; empty: it did not say.
+
+    `network_engine` is torchscript or openvino, `dtype` float32, bfloat16 or float16, `device` cpu or cuda:N. `refused`
+    are faster pairs of engine and dtype that do not fit the model, as `engine/dtype`, separated by commas. A word that
+    is not known is `other`.
+    """
+
+    network_engine: str = ""
+    dtype: str = ""
+    device: str = ""
+    refused: str = ""
+
+    @property
+    def device_kind(self) -> str:
+        """The device without its number: cpu or cuda. The workers of one model may have several GPUs."""
+        return self.device.partition(":")[0]
+
+
+@dataclass(frozen=True, slots=True)
 class BatchResult:
     """The result of a batch: one mapping from output name to tensor per job, in the order of the jobs.
 
@@ -148,6 +168,6 @@ class RequestRecord:
     stage_seconds: dict[str, float] = field(default_factory=dict)  # by stage, in the order of the stages
 
 
-def engine_of(serving_engine: str, record: RequestRecord) -> str:
+def engine_of(serving_engine: str, by: RequestRecord | Computed) -> str:
     """The engine as replies name it: the serving engine, and what computed the network if a worker said so."""
-    return f"{serving_engine}/{record.network_engine}" if record.network_engine else serving_engine
+    return f"{serving_engine}/{by.network_engine}" if by.network_engine else serving_engine

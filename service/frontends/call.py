@@ -30,6 +30,8 @@ from service.observability.tracing import Trace, Tracing
 REQUEST_ID_KEY = "x-request-id"
 TIMING_KEY = "server-timing"  # as in the W3C Server Timing header: `decode;dur=1.250, queue;dur=0.300`, milliseconds
 BATCH_SIZE_KEY = "mobilevision-batch-size"
+# What computed the network, in which number type, and where; absent where the worker did not say.
+ENGINE_KEY, DTYPE_KEY, DEVICE_KEY = "mobilevision-engine", "mobilevision-dtype", "mobilevision-device"
 OK = "OK"
 NO_MEMORY_RETRY_SECONDS = 1.0  # what callers are told to wait when an allocation failed
 
@@ -338,4 +340,6 @@ def _metadata(record: RequestRecord) -> tuple[tuple[str, str], ...]:
         spent = record.stage_seconds
         timing = ", ".join(f"{stage};dur={spent[stage] * 1e3:.3f}" for stage in STAGES if stage in spent)
         metadata += [(TIMING_KEY, timing), (BATCH_SIZE_KEY, str(record.batch_size))]
+        told = (ENGINE_KEY, record.network_engine), (DTYPE_KEY, record.dtype), (DEVICE_KEY, record.device)
+        metadata += [(key, value) for key, value in told if value]
     return tuple(metadata)

@@ -147,6 +147,7 @@ class VisionServicer:
         return self._catalog if scope.models is None else self._catalog.limited_to(scope.models)
 
     def _model(self, card: Card) -> vision_pb2.Model:
+        computed = self._pipeline.computed(card.name)
         return vision_pb2.Model(
             name=card.name,
             version=card.version,
@@ -165,6 +166,9 @@ class VisionServicer:
             published_scores=card.weights.published,
             module_sha256=card.module_sha256,
             definition_sha256=card.recipe.definition_sha256,
+            engine=engine_of(self._engine, computed),
+            dtype=computed.dtype,
+            device=computed.device_kind,
         )
 
 

@@ -5,6 +5,7 @@ In: what the batcher reports. Out: Prometheus series. Never sees requests.
 
 from collections.abc import Callable
 
+from service.core.types import Computed
 from service.observability.registry import MetricFactory
 
 DISPATCH_REASONS = ("idle", "full", "deadline")
@@ -68,9 +69,9 @@ class BatchMetrics:
             self._predicted.labels(model).observe(predicted_seconds)
             self._prediction_error.labels(model).observe(abs(spent_seconds - predicted_seconds))
 
-    def computed(self, model: str, engine: str, dtype: str, refused: str) -> None:
-        """Count a batch by what computed it. `refused` names faster engines that the worker refused."""
-        self._engine_batches.labels(model, engine, dtype, refused).inc()
+    def computed(self, model: str, computed: Computed) -> None:
+        """Count a batch by what computed it."""
+        self._engine_batches.labels(model, computed.network_engine, computed.dtype, computed.refused).inc()
 
     def refused_late(self, model: str) -> None:
         """Count a request that was accepted and later refused."""

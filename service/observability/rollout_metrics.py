@@ -1,12 +1,12 @@
 """Metrics of versions: which are served, how requests are split among them, how a candidate compares.
 
-In: what the reconciler and the shadow runner report, and finished `RequestRecord`s. Out: Prometheus series.
+In: what reconciler, workers and shadow runner report, and finished `RequestRecord`s. Out: Prometheus series.
 """
 
 from collections.abc import Mapping
 
 from handlers.contract.card import Card
-from service.core.types import RequestRecord
+from service.core.types import Computed, RequestRecord
 from service.observability.registry import MetricFactory
 from service.observability.request_metrics import UNKNOWN_MODEL
 
@@ -22,7 +22,8 @@ class RolloutMetrics:
     def __init__(self, factory: MetricFactory) -> None:
         self._model_info = factory.gauge(
             "model_info",
-            "The served version of each model. The value is always 1.",
+            "The served version of each model, and what its workers compute with. The value is always 1. engine, dtype "
+            "and device are empty until a worker has said them.",
             "model",
             "version",
             "task",
@@ -30,7 +31,11 @@ class RolloutMetrics:
             "variant",
             "head",
             "weights",
+            "engine",
+            "dtype",
+            "device",
         )
+        self._infos: dict[str, tuple[str, ...]] = {}  # label values of `model_info` by model
         self._requests = factory.counter(
             "version_requests",
             "Requests sent to a version, by outcome: answered, failed, or passed on to the stable version.",
@@ -80,7 +85,7 @@ class RolloutMetrics:
 
     def add_model(self, card: Card) -> None:
         """Create the series of a model and of the version that is served."""
-        self._model_info.labels(*_info_of(card)).set(1)
+        self.computed(card, Computed())
         for outcome in VERSION_OUTCOMES:
             self._requests.labels(card.name, card.version, outcome)
 
@@ -115,10 +120,16 @@ class RolloutMetrics:
             for outcome in VERSION_OUTCOMES:
                 self._requests.labels(model, version, outcome)
 
-    def switched(self, before: Card, after: Card) -> None:
-        """Record that `after` replaced `before` as the stable version of a model."""
-        self._model_info.remove(*_info_of(before))
-        self._model_info.labels(*_info_of(after)).set(1)
+    def computed(self, card: Card, computed: Computed) -> None:
+        """Record the stable version of a model, and what its workers compute with."""
+        info = _info_of(card, computed)
+        before = self._infos.get(card.name)
+        if info == before:
+            return
+        if before is not None:
+            self._model_info.remove(*before)
+        self._model_info.labels(*info).set(1)
+        self._infos[card.name] = info
 
     def inferred(self, model: str, version: str, seconds: float) -> None:
         """Record how long the model of a version took for one batch."""
@@ -133,5 +144,6 @@ class RolloutMetrics:
         self._shadow_runs.labels(model, version, outcome).inc()
 
 
-def _info_of(card: Card) -> tuple[str, ...]:
-    return card.name, card.version, card.task, card.family, card.variant, card.head, card.weights.state
+def _info_of(card: Card, computed: Computed) -> tuple[str, ...]:
+    version = card.name, card.version, card.task, card.family, card.variant, card.head, card.weights.state
+    return *version, computed.network_engine, computed.dtype, computed.device_kind

@@ -14,7 +14,7 @@ from typing import Protocol
 from handlers.contract.card import Card
 from service.batching.batcher import Batcher
 from service.core.call_scope import CallScope
-from service.core.types import Decoded, Job, Prediction, Priority, Usage
+from service.core.types import Computed, Decoded, Job, Prediction, Priority, Usage
 from service.engines.base import ModelStatus
 from service.preprocess.pool import DecodePool
 from service.serving.agreement import ModelOutput
@@ -114,6 +114,11 @@ class Deployment(Protocol):
     @property
     def connected_workers(self) -> int:
         """Workers with a direct connection to this gateway."""
+        ...
+
+    @property
+    def computed(self) -> Computed:
+        """What a worker said last that it computes with. Empty: no worker has said it yet."""
         ...
 
     async def open(self) -> None:
@@ -263,6 +268,11 @@ class BatchedDeployment:
     def connected_workers(self) -> int:
         """See `Deployment.connected_workers`."""
         return len(self._transport.connections)
+
+    @property
+    def computed(self) -> Computed:
+        """See `Deployment.computed`."""
+        return self._transport.computed
 
     async def open(self) -> None:
         """See `Deployment.open`."""

@@ -32,8 +32,8 @@ class DeploymentBuilder:
     def build(self, card: Card) -> BatchedDeployment:
         """Make a deployment of the version that the card describes. It is not stable and not open."""
         settings = self.settings
-        observer = StableObserver(card.name, self.metrics, self.on_failure)
-        transport = self.transports.build(card, on_failure=observer.failed)
+        observer = StableObserver(card, self.metrics, self.on_failure)
+        transport = self.transports.build(card, on_failure=observer.failed, on_change=observer.engine_changed)
         batcher = Batcher(
             max_batch=min(settings.max_batch, card.max_batch),
             workers=self.workers,

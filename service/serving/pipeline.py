@@ -32,7 +32,7 @@ from service.core.errors import (
     TooManyRequests,
     UnavailableError,
 )
-from service.core.types import Decoded, Prediction, Priority
+from service.core.types import Computed, Decoded, Prediction, Priority
 from service.serving.deployment import Deployment, Inference
 from service.serving.health import Health
 from service.serving.shadow import ShadowRunner
@@ -150,6 +150,10 @@ class Pipeline:
                 del self._inflight_of[caller]
             if not self.inflight:
                 self._idle.set()
+
+    def computed(self, model: str) -> Computed:
+        """What the workers of the stable version said last that they compute with. Only for models that are served."""
+        return self._splits[model].stable.computed
 
     async def drain(self, timeout_seconds: float) -> None:
         """Refuse new requests with `ShuttingDown`. Return when all others are answered, or when the time is up."""

@@ -183,7 +183,7 @@ class Reconciler:
         before = split.promote()
         card = split.stable.card
         self._catalog.replace(card)
-        self._metrics.rollouts.switched(before.card, card)
+        self._metrics.rollouts.computed(card, split.stable.computed)
         self._retire(before)
         self._on_switch()
         _log.info("model %s: version %s is stable now", card.name, card.version, extra={"model": card.name})

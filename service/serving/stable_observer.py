@@ -5,6 +5,8 @@ The metrics of a model, and its health, are those of its stable version. A candi
 
 from collections.abc import Callable
 
+from handlers.contract.card import Card
+from service.core.types import Computed
 from service.observability.metrics import Metrics
 
 
@@ -14,9 +16,10 @@ class StableObserver:
     `on_failure` is called when a batch was lost or not answered in time.
     """
 
-    def __init__(self, model: str, metrics: Metrics, on_failure: Callable[[], None]) -> None:
+    def __init__(self, card: Card, metrics: Metrics, on_failure: Callable[[], None]) -> None:
         self.active = False
-        self._model = model
+        self._card = card
+        self._model = card.name
         self._metrics = metrics
         self._on_failure = on_failure
 
@@ -36,6 +39,11 @@ class StableObserver:
             self._metrics.batches.answered(
                 self._model, predicted_seconds=predicted_seconds, spent_seconds=spent_seconds
             )
+
+    def engine_changed(self, computed: Computed) -> None:
+        """The workers say that they compute with something else than before."""
+        if self.active:
+            self._metrics.rollouts.computed(self._card, computed)
 
     def refused_late(self) -> None:
         """A picture was admitted, and found hopeless later."""

@@ -12,12 +12,14 @@ engine. Never chooses which jobs are in a batch.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from handlers.contract.card import Card
 from service.core.errors import BackendFault, BackendTimeout, BackendUnavailable
-from service.core.types import BatchResult, Job, Usage
+from service.core.types import BatchResult, Computed, Job, Usage
+from service.transport.computed import read
 from service.transport.engine_calls import EngineCalls
 from service.transport.handshake import Handshake
 from service.transport.patience import Patience
@@ -36,7 +38,8 @@ class BatchTransport:
     `region` None: every batch travels inline. `memory` is the directory of `region`; `close` removes the directory.
     `patience` is how long batches may take that go through the engine. `on_failure` is called when a batch was lost or
     not answered in time, `on_retry` when a lost batch is sent again, `on_refused` when a worker refused the shared
-    memory, `on_computed(engine, dtype, refused)` for each answer, with what the worker said of itself.
+    memory, `on_computed` for each answer with what the worker said of itself, `on_change` when a worker said something
+    else than the one before, in a handshake or an answer.
     """
 
     def __init__(
@@ -53,7 +56,8 @@ class BatchTransport:
         on_retry: Callable[[], None] = lambda: None,
         on_failure: Callable[[], None] = lambda: None,
         on_refused: Callable[[], None] = lambda: None,
-        on_computed: Callable[[str, str, str], None] = lambda engine, dtype, refused: None,
+        on_computed: Callable[[Computed], None] = lambda computed: None,
+        on_change: Callable[[Computed], None] = lambda computed: None,
     ) -> None:
         self._card = card
         self._region = region
@@ -65,6 +69,8 @@ class BatchTransport:
         self._on_failure = on_failure
         self._on_refused = on_refused
         self._on_computed = on_computed
+        self._on_change = on_change
+        self.computed = Computed()  # what a worker said last
         self._engine = EngineCalls(
             card.name,
             card.version,
@@ -75,7 +81,9 @@ class BatchTransport:
         self._inputs = InputSlots(None, (0, 0, 3)) if region is None else region.inputs
         self.handshake: Handshake | None = None
         if region is not None:
-            self.handshake = Handshake(card=card, runner=runner, region=region, connections=connections, clock=clock)
+            self.handshake = Handshake(
+                card=card, runner=runner, region=region, connections=connections, clock=clock, on_answer=self._said
+            )
             connections.on_lost = self.handshake.connection_lost
         self._handshaking: asyncio.Task[None] | None = None
 
@@ -196,14 +204,22 @@ class BatchTransport:
                 )
         inference_seconds = min(float(answer.meta.get("inference_seconds", 0.0)), spent_seconds)
         names = [output.name for output in self._card.outputs]
-        engine, dtype, refused = (str(answer.meta.get(key, "")) for key in ("engine", "dtype", "engines_refused"))
-        self._on_computed(engine, dtype, refused)
+        computed = self._said(answer.meta)
+        self._on_computed(computed)
         return BatchResult(
             rows=[{name: answer.tensors[name][index] for name in names} for index in range(size)],
             transport_seconds=spent_seconds - inference_seconds,
             inference_seconds=inference_seconds,
             micro_batch=int(answer.meta.get("part", 0)),
-            network_engine=engine,
-            dtype=dtype,
-            device=str(answer.meta.get("device", "")),
+            network_engine=computed.network_engine,
+            dtype=computed.dtype,
+            device=computed.device,
         )
+
+    def _said(self, meta: Mapping[str, Any]) -> Computed:
+        """What a worker says of itself. Kept as `computed`, if it says anything."""
+        said = read(meta)
+        if said not in {self.computed, Computed()}:
+            self.computed = said
+            self._on_change(said)
+        return said

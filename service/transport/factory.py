@@ -10,6 +10,7 @@ from functools import partial
 from handlers.contract.card import Card
 from handlers.hardware import usable_cores
 from service.core.settings import Settings
+from service.core.types import Computed
 from service.observability.metrics import Metrics
 from service.transport.batch_transport import BatchTransport
 from service.transport.patience import Patience
@@ -51,8 +52,14 @@ class TransportFactory:
         self._longest_seconds = settings.batch_timeout_seconds * replicas
         self._wanted = {card.name: self._size(card) for card in cards}
 
-    def build(self, card: Card, *, on_failure: Callable[[], None]) -> BatchTransport:
-        """Make the transport of one version. `on_failure` is called when a batch was lost or not answered in time."""
+    def build(
+        self, card: Card, *, on_failure: Callable[[], None], on_change: Callable[[Computed], None]
+    ) -> BatchTransport:
+        """Make the transport of one version.
+
+        `on_failure` is called when a batch was lost or not answered in time, `on_change` when the workers compute with
+        something else than before.
+        """
         region, memory = self._shared_memory(card)
         return BatchTransport(
             card=card,
@@ -67,6 +74,7 @@ class TransportFactory:
             on_failure=on_failure,
             on_refused=partial(self._metrics.memory.refused, card.name),
             on_computed=partial(self._metrics.batches.computed, card.name),
+            on_change=on_change,
         )
 
     def _patience(self) -> Patience:

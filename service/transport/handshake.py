@@ -13,7 +13,8 @@ question is repeated until every worker has connected.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from handlers.contract.card import Card
 from handlers.contract.frame import FrameError, pack, unpack
@@ -31,7 +32,10 @@ _log = logging.getLogger(__name__)
 
 
 class Handshake:
-    """Decides whether batches of one model version travel in shared memory. For one event loop."""
+    """Decides whether batches of one model version travel in shared memory. For one event loop.
+
+    `on_answer` is called with the meta of each worker's answer: the worker also says what it computes with.
+    """
 
     def __init__(
         self,
@@ -41,12 +45,14 @@ class Handshake:
         region: ShmRegion,
         connections: WorkerConnections,
         clock: Callable[[], float],
+        on_answer: Callable[[Mapping[str, Any]], object] = lambda meta: None,
     ) -> None:
         self._card = card
         self._runner = runner
         self._region = region
         self._connections = connections
         self._clock = clock
+        self._on_answer = on_answer
         self._wake = asyncio.Event()
         self._attempt_at = clock()  # not before
         self._failed_at = clock()
@@ -125,6 +131,7 @@ class Handshake:
             self._go_inline(f"its worker was not built for shared memory, so rebuild the archive ({error})")
             return False
         self._unanswered = False
+        self._on_answer(meta)
         if meta.get("token") != region.token:
             self._go_inline(str(meta.get("refused", "its worker reads another token")))
             return False

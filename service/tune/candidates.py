@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from handlers.options import OPENVINO, TORCHSCRIPT
 from service.core.allocation import WORKER_BYTES, Machine
 
 MAX_BATCHES = (1, 4, 16)
@@ -22,6 +23,7 @@ class Candidate:
     workers_per_model: int
     worker_threads: int
     max_batch: int
+    engine: str = AUTO
     dtype: str = AUTO
 
     def settings(self) -> dict[str, int | str]:
@@ -30,8 +32,14 @@ class Candidate:
             "workers_per_model": self.workers_per_model,
             "worker_threads": self.worker_threads,
             "max_batch": self.max_batch,
+            "engine": self.engine,
             "dtype": self.dtype,
         }
+
+    def is_served_by(self, computed_by: str) -> bool:
+        """Whether workers that compute with `computed_by`, as `engine/dtype`, do what this candidate asks for."""
+        engine, _, dtype = computed_by.partition("/")
+        return self.engine in {AUTO, engine} and self.dtype in {AUTO, dtype}
 
 
 def shapes(machine: Machine) -> tuple[tuple[int, int], ...]:
@@ -50,15 +58,20 @@ def first(machine: Machine, *, card_max_batch: int, quick: bool) -> tuple[Candid
     return tuple(Candidate(*shape, max_batch=batch) for shape in shapes(machine) for batch in batches)
 
 
-def other_dtypes(best: Candidate, machine: Machine, *, has_bfloat16: bool, fast_bfloat16: bool) -> Iterator[Candidate]:
-    """The best candidate so far, with the number types that the hardware has and that `auto` did not choose.
+def other_engines(
+    best: Candidate, computed_by: str, machine: Machine, *, has_openvino: bool, has_bfloat16: bool
+) -> Iterator[Candidate]:
+    """The best candidate so far, with the other engines and number types that could serve it.
 
-    `has_bfloat16` and `fast_bfloat16` are about the CPU, see `handlers.hardware`.
+    `computed_by` is what its workers computed with, as `engine/dtype`. `has_openvino`: OpenVINO is installed.
+    `has_bfloat16`: the CPU computes in it, and the card allows it. On GPUs: TorchScript in bfloat16.
     """
-    if machine.gpus:
-        yield replace(best, dtype="bfloat16")
-    elif has_bfloat16:
-        yield replace(best, dtype="float32" if fast_bfloat16 else "bfloat16")
+    dtypes = ("bfloat16",) if machine.gpus else ("float32", *(("bfloat16",) if has_bfloat16 else ()))
+    engines = (OPENVINO, TORCHSCRIPT) if has_openvino and not machine.gpus else (TORCHSCRIPT,)
+    for engine in engines:
+        for dtype in dtypes:
+            if f"{engine}/{dtype}" != computed_by:
+                yield replace(best, engine=engine, dtype=dtype)
 
 
 def settings_file(settings: Mapping[str, int | str | list[str]], comments: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ from service.core import catalog, settings
 from service.core.allocation import Machine
 from service.tune import plot, report
 from service.tune.candidates import Candidate
-from service.tune.points import Point, best
+from service.tune.points import Point, Refused, best
 from service.tune.sweep import SweepPlan, sweep
 
 OUT = Path("build/tune")
@@ -74,6 +74,7 @@ def tune(
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from error
     points: list[Point] = []
+    refused: list[Refused] = []
     with tempfile.TemporaryDirectory(prefix="mobilevision-tune-") as folder:
         plan = SweepPlan(
             card=card,
@@ -87,14 +88,14 @@ def tune(
             folder=Path(folder),
         )
         try:
-            _measure(plan, points, err)
+            _measure(plan, points, refused, err)
             interrupted = False
         except KeyboardInterrupt:
             err.print("stopped; the points measured until now:")
             interrupted = True
     if points:
-        report.show(plan, points)
-        report.write(plan, points, out, draw_plot=draw_plot)
+        report.show(plan, points, refused)
+        report.write(plan, points, refused, out, draw_plot=draw_plot)
     else:
         err.print("[bold red]error:[/] no setting could be measured; the lines above say why", soft_wrap=True)
     if interrupted:
@@ -103,8 +104,8 @@ def tune(
         raise typer.Exit(1)
 
 
-def _measure(plan: SweepPlan, points: list[Point], err: Console) -> None:
-    """Append to `points` as they are measured, so that they are kept when Ctrl-C ends the sweep."""
+def _measure(plan: SweepPlan, points: list[Point], refused: list[Refused], err: Console) -> None:
+    """Append to `points` and `refused` as they are found, so that they are kept when Ctrl-C ends the sweep."""
     with Progress(
         BarColumn(),
         MofNCompleteColumn(),
@@ -124,7 +125,13 @@ def _measure(plan: SweepPlan, points: list[Point], err: Console) -> None:
             err.print(f"[red]left out:[/] {report.words(candidate)}: {escape(reason)}", soft_wrap=True)
             progress.advance(bar, len(plan.clients))
 
-        with contextlib.closing(sweep(plan, on_start=started, on_failure=failed)) as found:
+        def not_served(found: Refused) -> None:
+            refused.append(found)
+            text = f"{report.words(found.candidate)}: its workers computed with {found.computed_by or 'something else'}"
+            err.print(f"[red]refused:[/] {escape(text)}; serve with this engine to see why in the log", soft_wrap=True)
+            progress.advance(bar, len(plan.clients))
+
+        with contextlib.closing(sweep(plan, on_start=started, on_failure=failed, on_refused=not_served)) as found:
             for point in found:
                 points.append(point)
                 progress.advance(bar)

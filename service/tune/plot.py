@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from service.tune.points import Point, best, front
+from service.tune.points import Point, Refused, best, front
 
 
 class PlotUnavailable(Exception):
@@ -18,8 +18,8 @@ def require() -> None:
         raise PlotUnavailable("the plot needs matplotlib: pip install 'mobilevision[plot]', or leave it out: --no-plot")
 
 
-def draw(path: Path, points: Sequence[Point], *, title: str, goal_ms: float) -> None:
-    """Write the plot to `path` as PNG. `points` is not empty."""
+def draw(path: Path, points: Sequence[Point], refused: Sequence[Refused], *, title: str, goal_ms: float) -> None:
+    """Write the plot to `path` as PNG. `points` is not empty. The legend names what the workers refused."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - optional, and slow to import
 
     figure = Figure(figsize=(9, 6), layout="constrained")
@@ -27,13 +27,13 @@ def draw(path: Path, points: Sequence[Point], *, title: str, goal_ms: float) -> 
     by_candidate = groupby(points, key=lambda point: point.candidate)
     for candidate, group in by_candidate:
         curve = sorted(group, key=lambda point: point.clients)
-        label = f"{candidate.workers_per_model} x {candidate.worker_threads}, batch {candidate.max_batch}"
+        shape = f"{candidate.workers_per_model} x {candidate.worker_threads}, batch {candidate.max_batch}"
         axes.plot(
             [point.p99_ms for point in curve],
             [point.per_second for point in curve],
             marker="o",
             alpha=0.6,
-            label=label if candidate.dtype == "auto" else f"{label}, {candidate.dtype}",
+            label=f"{shape}, {curve[0].computed_by or 'engine not known'}",
         )
         for point in curve:
             axes.annotate(
@@ -41,6 +41,8 @@ def draw(path: Path, points: Sequence[Point], *, title: str, goal_ms: float) -> 
             )
     edge = front(points)
     axes.step([p.p99_ms for p in edge], [p.per_second for p in edge], where="post", color="black", linewidth=0.8)
+    for each in refused:
+        axes.plot([], [], linestyle="none", label=f"refused: {each.candidate.engine}/{each.candidate.dtype}")
     axes.axvline(goal_ms, color="tab:red", linestyle="--", label=f"goal {goal_ms:g} ms")
     chosen = best(points, goal_ms)
     if chosen is not None:

@@ -1,4 +1,4 @@
-"""Measured points, and the choice of the best among them. Nothing is measured here."""
+"""Measured points, candidates that were refused, and the choice of the best point. Nothing is measured here."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from service.tune.candidates import Candidate
 class Point:
     """One candidate under the load of a number of clients. Each client sends the next picture after the last reply.
 
-    `per_second` counts answered pictures. Milliseconds are measured by the clients.
+    `per_second` counts answered pictures. Milliseconds are measured by the clients. `computed_by` is what the workers
+    say that they computed with, as `engine/dtype`; empty: they did not say.
     """
 
     candidate: Candidate
@@ -18,6 +19,15 @@ class Point:
     per_second: float
     p50_ms: float
     p99_ms: float
+    computed_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A candidate that was not measured: the workers computed with `computed_by` in place of what it asks for."""
+
+    candidate: Candidate
+    computed_by: str
 
 
 def front(points: Iterable[Point]) -> list[Point]:

@@ -13,7 +13,7 @@ from fakes import local_settings, picture, toy_card, toy_run
 
 from service.core.call_scope import CallScope
 from service.core.errors import DeadlineExceeded, ImageEmpty, ShuttingDown
-from service.core.types import Priority, RequestRecord
+from service.core.types import Computed, Priority, RequestRecord
 from service.engines.base import ModelStatus
 from service.observability.metrics import Metrics
 from service.preprocess.limits import Limits
@@ -100,6 +100,8 @@ async def test_a_picture_gets_the_outputs_of_the_card_and_the_record_what_was_do
     assert list(call.record.stage_seconds) == ["decode", "queue", "transport", "inference"]
     assert all(seconds >= 0 for seconds in call.record.stage_seconds.values())
     world.deployment.observe_rendering(0.001, 10_000)
+    record = call.record
+    assert world.deployment.computed in {Computed(), Computed(record.network_engine, record.dtype, record.device)}
 
 
 async def test_a_deadline_that_has_passed_costs_no_work(world: World) -> None:

@@ -218,7 +218,7 @@ def leaves(of: type[errors.ServiceError] = errors.ServiceError) -> Iterator[type
 
 
 async def answer(scope: CallScope) -> str:
-    scope.record.batch_size = 4
+    scope.record.batch_size, scope.record.dtype = 4, "bfloat16"
     scope.record.stage_seconds |= {"decode": 0.001, "inference": 0.25}
     return "reply"
 
@@ -232,7 +232,8 @@ async def test_an_answer_carries_request_id_times_and_batch_size(world: World) -
     assert (seen.code, seen.reply) == ("OK", "reply")
     assert seen.metadata["x-request-id"] == "abc-1"
     assert seen.metadata["server-timing"] == "decode;dur=1.000, inference;dur=250.000"
-    assert seen.metadata["mobilevision-batch-size"] == "4"
+    told = {key: value for key, value in seen.metadata.items() if key.startswith("mobilevision-")}
+    assert told == {"mobilevision-batch-size": "4", "mobilevision-dtype": "bfloat16"}  # the worker did not say the rest
 
 
 @pytest.mark.parametrize("sent", [[], [("x-request-id", "x" * 129)], [("x-request-id", "a b")]])

@@ -56,6 +56,33 @@ async def test_models_are_listed_and_described(running: RunningGateway) -> None:
     assert not described.model.published_scores
 
 
+async def test_what_computes_a_model_stands_in_its_description_its_metrics_and_the_trailers() -> None:
+    async with running_gateway([toy_card(Task.DETECT)]) as gateway:
+        await check_what_computes(gateway)
+
+
+async def check_what_computes(running: RunningGateway) -> None:
+    silent = await stub(running).GetModel(vision_pb2.GetModelRequest(name="toy_detect"))
+    assert (silent.model.engine, silent.model.dtype, silent.model.device) == ("fake", "", "")
+    assert 'mobilevision_model_info{device="",dtype="",engine="",' in running.metrics.page().decode()
+    for engine, dtype, device in (("openvino", "bfloat16", "cpu"), ("torchscript", "float16", "cuda:1")):
+        running.backend.about = {"engine": engine, "dtype": dtype, "device": device}
+        call = stub(running).Detect(vision_pb2.DetectRequest(image=IMAGE))
+        used = (await call).model
+        trailers = dict(iter(await call.trailing_metadata()))
+        keys = ("mobilevision-engine", "mobilevision-dtype", "mobilevision-device")
+        assert tuple(trailers[key] for key in keys) == (engine, dtype, device)
+        assert (used.engine, used.dtype, used.device) == (f"fake/{engine}", dtype, device)
+        listed = await stub(running).ListModels(vision_pb2.ListModelsRequest(task=vision_pb2.TASK_DETECT))
+        described = await stub(running).GetModel(vision_pb2.GetModelRequest(name="toy_detect"))
+        kind = device.partition(":")[0]
+        for model in (listed.models[0], described.model):
+            assert (model.engine, model.dtype, model.device) == (f"fake/{engine}", dtype, kind)
+        lines = running.metrics.page().decode().splitlines()
+        (info,) = (line for line in lines if line.startswith("mobilevision_model_info{"))
+        assert f'{{device="{kind}",dtype="{dtype}",engine="{engine}",' in info
+
+
 async def test_published_scores_are_those_of_the_card() -> None:
     card = toy_card()
     scored = card.model_copy(update={"weights": card.weights.model_copy(update={"published": {"top1": 69.0}})})

@@ -142,6 +142,7 @@ async def test_promotion_gives_all_workers_drains_the_old_version_and_unloads_it
     running.backend.gate = asyncio.Event()
     held = asyncio.create_task(answers(running, 1))
     await until(lambda: len(running.backend.batch_sizes) == 1)
+    running.backend.about = {"engine": "openvino", "dtype": "float32", "device": "cpu"}
     want(tmp_path, stable="1.1")
     await until(lambda: running.backend.defaults[NAME] == "1.1")
     for _ in range(10):  # looks
@@ -157,7 +158,9 @@ async def test_promotion_gives_all_workers_drains_the_old_version_and_unloads_it
     assert [model.version for model in listed.models] == ["1.1"]
     text = running.metrics.page().decode()
     assert f'mobilevision_version_share{{model="{NAME}",role="stable",version="1.1"}} 1.0' in text
-    assert 'version="1.0",weights' not in text  # of model_info
+    (info,) = (line for line in text.splitlines() if line.startswith("mobilevision_model_info{"))
+    assert 'version="1.1"' in info
+    assert 'device="cpu",dtype="float32",engine="openvino"' in info
 
 
 async def test_taking_a_candidate_back_leaves_nothing_of_it(running: RunningGateway, tmp_path: Path) -> None:

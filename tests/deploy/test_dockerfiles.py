@@ -66,3 +66,17 @@ def test_the_torchserve_images_can_fetch_archives() -> None:
     ]
     assert len(found[0]) == len(found[1]) == 1
     assert all({"models", "signing", "store"} <= set(extras.strip('"').split()) for [extras] in found)
+
+
+def test_the_cpu_image_has_openvino_and_the_cuda_image_has_not() -> None:
+    (default,) = re.findall(r'^ARG EXTRAS="(.*)"$', (DOCKER / "torchserve.Dockerfile").read_text(), re.MULTILINE)
+    (cuda,) = re.findall(r'--build-arg "EXTRAS=(.*?)"', (DOCKER / "build.sh").read_text())
+    assert set(default.split()) == set(cuda.split()) | {"openvino"}
+    script = [sys.executable, str(DOCKER / "requirements.py")]
+    for extras, there in ((default, True), (cuda, False)):
+        printed = subprocess.run(
+            [*script, *extras.split()], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout
+        assert ("openvino" in re.split(r"[>=\n]", printed)) is there
+    constraints = (ROOT / "constraints.txt").read_text().splitlines()
+    assert [line for line in constraints if line.startswith("openvino==")]

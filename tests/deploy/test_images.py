@@ -121,7 +121,10 @@ def wait(condition: Callable[[], bool], container: str) -> None:
 def test_the_pod_answers_and_drains_without_losing_a_call(pod: Pod) -> None:
     image = read("chelsea.jpg")
     with VisionClient(pod.grpc) as client:
-        assert client.classify(image).reply.labels
+        classified = client.classify(image).reply
+        assert classified.labels
+        assert classified.model.engine == "torchserve/openvino"
+        assert podman("exec", pod.torchserve, "find", "/run/torchserve", "-name", "compiled-*")
         assert client.detect(image, score_threshold=0.0).reply.model.name
         assert client.segment(image).reply.mask_png
         for container in (pod.gateway, pod.torchserve):

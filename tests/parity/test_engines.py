@@ -12,8 +12,8 @@ from handlers import openvino_network, probe
 from handlers import torchscript as engine
 from handlers.compiled_cache import CompiledCache
 from handlers.contract.card import Task
-from handlers.engine import LEAST_AGREEMENT
 from handlers.hardware import cpu_has_bfloat16
+from handlers.options import LEAST_AGREEMENT
 from model_store import zoo
 from model_store.build import agreement, assemble, parity, torchscript
 from model_store.demo import checkpoints

@@ -12,10 +12,10 @@ from worker_archives import SIDE, ToyNetwork, split_archive, write_archive
 from handlers import engine, openvino_network, probe, runtime
 from handlers.archive import ModuleSpec
 from handlers.contract.frame import Array
-from handlers.engine import LEAST_AGREEMENT, LoadedModule, Pair, candidates, faster
+from handlers.engine import LoadedModule, Pair, candidates, faster
 from handlers.errors import EngineUnfit, RuntimeLoadError
 from handlers.execution import Direct
-from handlers.options import RuntimeOptions
+from handlers.options import LEAST_AGREEMENT, RuntimeOptions
 
 # TorchScript is this project's format; torch deprecates it in favour of torch.export.
 pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.:DeprecationWarning")
@@ -115,6 +115,39 @@ def test_without_openvino_everything_serves_as_before(tmp_path, monkeypatch, pix
     assert runner.run(pixels)["scores"].shape == (5, 2)
     with pytest.raises(RuntimeLoadError, match=r"mobilevision\[openvino\]"):
         load(archive, engine="openvino")
+
+
+class NoPlugin:
+    """An OpenVINO that has no code for this CPU."""
+
+    get_version = staticmethod(lambda: "none")
+
+    @staticmethod
+    def Core():
+        raise RuntimeError("no CPU plug-in")
+
+
+def not_importable(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+
+
+def not_startable(monkeypatch):
+    monkeypatch.setattr(openvino_network, "_openvino", lambda: NoPlugin)
+    monkeypatch.setattr(openvino_network, "_core", openvino_network._core.__wrapped__)
+
+
+@pytest.mark.parametrize("name", ["auto", "openvino"])
+@pytest.mark.parametrize(
+    ("broken", "reason"), [(not_importable, "cannot be imported"), (not_startable, "no CPU plug-in")]
+)
+def test_an_openvino_that_does_not_work_here_is_refused(tmp_path, monkeypatch, caplog, pixels, name, broken, reason):
+    monkeypatch.setattr(openvino_network, "installed", lambda: True)
+    broken(monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        runner = load(split_archive(tmp_path), engine=name)
+    assert (runner.engine, runner.refused) == ("torchscript", ("openvino/float32",))
+    assert reason in caplog.text
+    assert runner.run(pixels)["scores"].shape == (5, 2)
 
 
 LOADS = """

@@ -118,3 +118,28 @@ def test_bfloat16_is_read_from_the_flags_of_the_cpu(tmp_path, flags, has, fast):
         cpuinfo.write_text(f"processor : 0\nflags\t\t: fpu {flags}\n")
     assert hardware.cpu_has_bfloat16(cpuinfo) is has
     assert hardware.cpu_has_fast_bfloat16(cpuinfo) is fast
+
+
+# A Neoverse V1: the kernel writes `Features` where it writes `flags` on x86.
+ARM = """\
+processor\t: 0
+BogoMIPS\t: 2100.00
+Features\t: fp asimd evtstrm aes fphp asimdhp i8mm bf16 dgh rng
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU part\t: 0xd40
+
+"""
+
+
+def test_a_cpu_without_x86_flags_is_none_that_computes_in_bfloat16(tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(ARM + ARM.replace(": 0\n", ": 1\n"))
+    assert not hardware.cpu_has_bfloat16(cpuinfo)
+    assert not hardware.cpu_has_fast_bfloat16(cpuinfo)
+    name = hardware.cpu_name(cpuinfo)
+    assert "i8mm" in name  # what was compiled for it is not read on another CPU
+    assert name.count("CPU part") == 1
+    cpuinfo.write_text(ARM.replace("0xd40", "0xd0c"))
+    assert hardware.cpu_name(cpuinfo) != name
+    assert hardware.cpu_name(tmp_path / "none")

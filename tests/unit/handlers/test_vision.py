@@ -67,7 +67,8 @@ HANGING = """
     fcntl.flock(held, fcntl.LOCK_EX)
     vision._worker = vision.Worker(Hanging(), RuntimeOptions(shm_dir=base, batch_timeout_seconds=1.0))
     hello = frame.pack({}, {"hello": "mobilevision-shm-test/probe", "call": "mobilevision-shm-test/m.calls"})
-    print(frame.unpack(vision.handle([{"frame": hello}], None)[0])[1], flush=True)
+    told = frame.unpack(vision.handle([{"frame": hello}], None)[0])[1]
+    print(told["token"], told["engine"], told["dtype"], told["device"], flush=True)
     connection, _ = server.accept()
     for shade in (0, 1):
         request = frame.pack({worker_protocol.PIXELS: np.full((1, 4, 4, 3), shade, np.uint8)})
@@ -81,6 +82,6 @@ def test_a_batch_from_a_gateway_connection_that_hangs_ends_the_worker(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(HANGING), str(tmp_path)]
     worker = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert worker.returncode == -signal.SIGALRM
-    assert worker.stdout.splitlines() == ["{'token': 'token'}", "True"]  # and no answer to the second batch
+    assert worker.stdout.splitlines() == ["token openvino float32 cpu", "True"]  # and no answer to the second batch
     assert " in run\n" in worker.stderr  # where it hung
     assert time.monotonic() - began >= 1.0

@@ -58,7 +58,7 @@ def python(program: str, *arguments: str, hidden: set[str] = EXTRAS) -> subproce
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-HELP = [(), ("classify",), ("detect",), ("segment",), ("eval",), ("replay",)]
+HELP = [(), ("classify",), ("detect",), ("segment",), ("served",), ("eval",), ("replay",)]
 CALL = ("classify", __file__, "--server", "127.0.0.1:1")
 SERVER_COMMANDS = [
     ("serve", "demo_classify", "--archives", "folder"),

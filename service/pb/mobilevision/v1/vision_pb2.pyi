@@ -17,7 +17,9 @@ Conventions of every call:
    server makes one.
  * Trailing metadata of every answered call: `x-request-id`. The calls for one picture add `server-timing` (W3C
    syntax, milliseconds: decode, queue, transport, inference, results) and `mobilevision-batch-size` (number of
-   pictures in the batch). `Batch` and `Stream` have both in `PictureResponse.timing`.
+   pictures in the batch). If the worker said what it computed with, they also add `mobilevision-engine` (torchscript or
+   openvino), `mobilevision-dtype` and `mobilevision-device` (as in `ModelUsed`). `Batch` and `Stream` have timing and
+   batch size in `PictureResponse.timing`.
  * In `Batch` and `Stream` each picture counts as a request of its own: in the limits of the caller, in the queue, in
    the metrics and in the log, where its id is the id of the call, a slash, and its place from 0 (`abc/0`).
  * Request metadata `mobilevision-model` may repeat the name of the model, and `mobilevision-priority: batch` the
@@ -1164,6 +1166,9 @@ class Model(_message.Message):
     MODULE_SHA256_FIELD_NUMBER: _builtins.int
     LABEL_COLOURS_FIELD_NUMBER: _builtins.int
     DEFINITION_SHA256_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name for use in requests, for example `mobilevit_xxs_classify`."""
     version: _builtins.str
@@ -1196,6 +1201,14 @@ class Model(_message.Message):
     """Sha256 of the served TorchScript module, 64 hexadecimal digits. Equal digests mean equal weights in the same graph."""
     definition_sha256: _builtins.str
     """Sha256 of the definition that the archive was built from, 64 hexadecimal digits. Empty: it was built without one."""
+    engine: _builtins.str
+    """What computes the model now: the inference engine, and the engine of the network in the workers, as in
+    `ModelUsed.engine`. The inference engine alone: no worker has said it yet. The same holds for the next two fields.
+    """
+    dtype: _builtins.str
+    """The number type that the workers compute in: float32, bfloat16 or float16. Empty: no worker has said it yet."""
+    device: _builtins.str
+    """Where the workers compute: cpu or cuda. Empty: no worker has said it yet."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Class names. A label id is an index into this list. Only set by `GetModel`."""
@@ -1233,10 +1246,13 @@ class Model(_message.Message):
         module_sha256: _builtins.str = ...,
         label_colours: _abc.Iterable[_builtins.str] | None = ...,
         definition_sha256: _builtins.str = ...,
+        engine: _builtins.str = ...,
+        dtype: _builtins.str = ...,
+        device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["definition_sha256", b"definition_sha256", "family", b"family", "head", b"head", "input_height", b"input_height", "input_width", b"input_width", "is_default", b"is_default", "label_colours", b"label_colours", "labels", b"labels", "macs", b"macs", "module_sha256", b"module_sha256", "name", b"name", "parameters", b"parameters", "published_scores", b"published_scores", "ready", b"ready", "task", b"task", "variant", b"variant", "version", b"version", "weights", b"weights", "weights_source", b"weights_source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["definition_sha256", b"definition_sha256", "device", b"device", "dtype", b"dtype", "engine", b"engine", "family", b"family", "head", b"head", "input_height", b"input_height", "input_width", b"input_width", "is_default", b"is_default", "label_colours", b"label_colours", "labels", b"labels", "macs", b"macs", "module_sha256", b"module_sha256", "name", b"name", "parameters", b"parameters", "published_scores", b"published_scores", "ready", b"ready", "task", b"task", "variant", b"variant", "version", b"version", "weights", b"weights", "weights_source", b"weights_source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

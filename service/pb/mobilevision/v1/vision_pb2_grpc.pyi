@@ -17,7 +17,9 @@ Conventions of every call:
    server makes one.
  * Trailing metadata of every answered call: `x-request-id`. The calls for one picture add `server-timing` (W3C
    syntax, milliseconds: decode, queue, transport, inference, results) and `mobilevision-batch-size` (number of
-   pictures in the batch). `Batch` and `Stream` have both in `PictureResponse.timing`.
+   pictures in the batch). If the worker said what it computed with, they also add `mobilevision-engine` (torchscript or
+   openvino), `mobilevision-dtype` and `mobilevision-device` (as in `ModelUsed`). `Batch` and `Stream` have timing and
+   batch size in `PictureResponse.timing`.
  * In `Batch` and `Stream` each picture counts as a request of its own: in the limits of the caller, in the queue, in
    the metrics and in the log, where its id is the id of the call, a slash, and its place from 0 (`abc/0`).
  * Request metadata `mobilevision-model` may repeat the name of the model, and `mobilevision-priority: batch` the

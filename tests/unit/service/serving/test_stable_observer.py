@@ -1,5 +1,8 @@
 """What a deployment reports before, while and after it is the stable one."""
 
+from fakes import toy_card
+
+from service.core.types import Computed
 from service.observability.metrics import Metrics
 from service.serving.stable_observer import StableObserver
 
@@ -25,7 +28,7 @@ def report(observer: StableObserver) -> None:
 
 def test_only_the_stable_deployment_changes_the_metrics_and_the_health_of_its_model() -> None:
     metrics, failures = Metrics(), list[str]()
-    observer = StableObserver("toy", metrics, lambda: failures.append("failed"))
+    observer = StableObserver(toy_card(name="toy"), metrics, lambda: failures.append("failed"))
     report(observer)
     assert reported(metrics) == {}
     observer.active = True
@@ -39,3 +42,24 @@ def test_only_the_stable_deployment_changes_the_metrics_and_the_health_of_its_mo
     report(observer)
     assert reported(metrics) == seen
     assert failures == ["failed"]
+
+
+def infos(metrics: Metrics) -> list[tuple[str, str, str]]:
+    """Engine, dtype and device of each series of `model_info`."""
+    family = next(family for family in metrics.registry.collect() if family.name == "mobilevision_model_info")
+    return [(s.labels["engine"], s.labels["dtype"], s.labels["device"]) for s in family.samples]
+
+
+def test_model_info_has_what_the_workers_of_the_stable_version_said_last() -> None:
+    metrics, card = Metrics(), toy_card()
+    observer = StableObserver(card, metrics, lambda: None)
+    metrics.rollouts.add_model(card)
+    assert infos(metrics) == [("", "", "")]
+    observer.engine_changed(Computed("openvino", "bfloat16", "cpu"))  # of a candidate
+    assert infos(metrics) == [("", "", "")]
+    observer.active = True
+    observer.engine_changed(Computed("openvino", "bfloat16", "cpu"))
+    assert infos(metrics) == [("openvino", "bfloat16", "cpu")]
+    observer.engine_changed(Computed("torchscript", "float16", "cuda:0"))
+    observer.engine_changed(Computed("torchscript", "float16", "cuda:1"))  # of the same model, on another GPU
+    assert infos(metrics) == [("torchscript", "float16", "cuda")]

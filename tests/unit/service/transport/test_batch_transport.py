@@ -1,6 +1,7 @@
 """What a batch costs: slots, a second sending, a late, lost or blind worker."""
 
 import asyncio
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from handlers.contract import worker_protocol
 from handlers.contract.frame import Array, pack, unpack
 from handlers.contract.shm_layout import Memory
 from service.core.errors import BackendFault, BackendTimeout, BackendUnavailable
-from service.core.types import Usage
+from service.core.types import Computed, Usage
 from service.transport.handshake import RETRY_SECONDS
 
 
@@ -128,6 +129,38 @@ async def test_how_many_pictures_a_worker_runs_at_once_is_passed_on() -> None:
     bench = Bench()
     bench.backend.part = 2
     assert (await bench.transport.run([bench.job(250)])).micro_batch == 2
+
+
+OPENVINO = {"engine": "openvino", "dtype": "bfloat16", "device": "cpu"}
+FELL_BACK = {"engine": "torchscript", "dtype": "float32", "device": "cpu", "engines_refused": "openvino/float32"}
+
+
+async def test_what_a_worker_computes_with_is_known_from_its_answers_and_a_change_is_told_once() -> None:
+    bench = Bench()
+    assert bench.transport.computed == Computed()
+    for about in (OPENVINO, OPENVINO, FELL_BACK, FELL_BACK):
+        bench.backend.about = about
+        result = await bench.transport.run([bench.job(250)])
+        assert (result.network_engine, result.dtype, result.device) == (about["engine"], about["dtype"], "cpu")
+    first, second = (
+        Computed("openvino", "bfloat16", "cpu"),
+        Computed("torchscript", "float32", "cpu", "openvino/float32"),
+    )
+    assert bench.computed == [first, first, second, second]
+    assert bench.changes == [first, second]
+    bench.backend.about = {}  # built before workers said it
+    await bench.transport.run([bench.job(250)])
+    assert (bench.computed[-1], bench.transport.computed) == (Computed(), second)
+
+
+async def test_a_handshake_says_what_a_worker_computes_with_before_the_first_batch(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.backend.about = OPENVINO
+    await bench.transport.start()
+    assert bench.transport.shared
+    assert bench.changes == [bench.transport.computed] == [Computed("openvino", "bfloat16", "cpu")]
+    assert bench.computed == []
+    await bench.transport.close()
 
 
 async def test_a_batch_lost_to_a_dying_worker_is_sent_once_more() -> None:

@@ -30,7 +30,7 @@ def factory(folder: Path, **overrides: Any) -> TransportFactory:
 
 
 async def build(made: TransportFactory) -> BatchTransport:
-    return made.build(CARDS[0], on_failure=lambda: None)
+    return made.build(CARDS[0], on_failure=lambda: None, on_change=lambda computed: None)
 
 
 async def test_there_are_slots_for_what_is_decoded_queued_and_on_its_way(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ async def test_there_are_slots_for_what_is_decoded_queued_and_on_its_way(tmp_pat
 
 async def test_models_share_the_budget(tmp_path: Path) -> None:
     made = factory(tmp_path, max_queue=1000, shm_megabytes=1)
-    one, other = await build(made), made.build(CARDS[1], on_failure=lambda: None)
+    one, other = await build(made), made.build(CARDS[1], on_failure=lambda: None, on_change=lambda computed: None)
     slots = one.usage("input").free
     assert slots == other.usage("input").free
     assert 0.4 * MEBIBYTE < slots * 32 * 32 * 3 <= 0.5 * MEBIBYTE

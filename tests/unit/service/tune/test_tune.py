@@ -1,3 +1,4 @@
+import json
 import tomllib
 
 import pytest
@@ -7,15 +8,16 @@ from service.core.allocation import Machine
 from service.core.settings import load
 from service.tune import candidates, plot, report
 from service.tune.candidates import Candidate, settings_file, shapes
-from service.tune.points import Point, best, front
+from service.tune.points import Point, Refused, best, front
 from service.tune.sweep import SweepPlan
 
 GIB = 2**30
 SOME = Candidate(2, 1, 4)
+REFUSED = Refused(Candidate(2, 1, 4, "openvino", "bfloat16"), "torchscript/bfloat16")
 
 
 def point(per_second, p99_ms, clients=1):
-    return Point(SOME, clients, per_second, p99_ms / 2, p99_ms)
+    return Point(SOME, clients, per_second, p99_ms / 2, p99_ms, "torchscript/bfloat16")
 
 
 def test_the_front_holds_the_points_that_no_other_beats_in_both():
@@ -55,17 +57,37 @@ def test_batches_stay_within_the_archive():
 
 
 @pytest.mark.parametrize(
-    ("gpus", "has", "fast", "dtypes"),
+    ("gpus", "openvino", "bfloat16", "used", "expected"),
     [
-        (0, False, False, []),
-        (0, True, False, ["bfloat16"]),
-        (0, True, True, ["float32"]),
-        (1, False, False, ["bfloat16"]),
+        (0, False, False, "torchscript/float32", []),
+        (0, False, True, "torchscript/float32", ["torchscript/bfloat16"]),
+        (0, False, True, "torchscript/bfloat16", ["torchscript/float32"]),
+        (0, True, False, "openvino/float32", ["torchscript/float32"]),
+        (0, True, True, "openvino/bfloat16", ["openvino/float32", "torchscript/float32", "torchscript/bfloat16"]),
+        (1, True, True, "torchscript/float16", ["torchscript/bfloat16"]),
     ],
 )
-def test_other_number_types_are_those_the_hardware_computes(gpus, has, fast, dtypes):
-    others = candidates.other_dtypes(SOME, Machine(2, GIB, gpus), has_bfloat16=has, fast_bfloat16=fast)
-    assert [other.dtype for other in others] == dtypes
+def test_other_engines_and_number_types_are_those_that_could_serve(gpus, openvino, bfloat16, used, expected):
+    others = list(
+        candidates.other_engines(SOME, used, Machine(2, GIB, gpus), has_openvino=openvino, has_bfloat16=bfloat16)
+    )
+    assert [f"{other.engine}/{other.dtype}" for other in others] == expected
+    assert {(other.workers_per_model, other.worker_threads, other.max_batch) for other in others} <= {(2, 1, 4)}
+
+
+@pytest.mark.parametrize(
+    ("engine", "dtype", "computed_by", "served"),
+    [
+        ("auto", "auto", "", True),
+        ("auto", "auto", "openvino/float32", True),
+        ("openvino", "float32", "openvino/float32", True),
+        ("openvino", "float32", "torchscript/float32", False),
+        ("auto", "bfloat16", "openvino/float32", False),
+        ("openvino", "float32", "", False),
+    ],
+)
+def test_a_candidate_is_served_only_by_what_it_asks_for(engine, dtype, computed_by, served):
+    assert Candidate(2, 1, 4, engine, dtype).is_served_by(computed_by) is served
 
 
 def test_serve_reads_the_settings_file(tmp_path):
@@ -81,7 +103,7 @@ def test_serve_reads_the_settings_file(tmp_path):
 def test_the_plot_is_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
     plot.require()
-    plot.draw(tmp_path / "plot.png", [point(10, 5), point(40, 9, 4)], title="model", goal_ms=8)
+    plot.draw(tmp_path / "plot.png", [point(10, 5), point(40, 9, 4)], [REFUSED], title="model", goal_ms=8)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -95,16 +117,27 @@ def test_the_table_fits_a_narrow_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     machine = Machine(2, 4 * GIB, 0)
     plan = SweepPlan(toy_card(), tmp_path, b"", machine, 8, (1, 16), 1.0, quick=False, folder=tmp_path)
-    report.show(plan, [point(10, 5), point(40, 7.5, 4), point(1000.5, 99.5, 16)])
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["2", "1", "4", "auto", "1", "10.0", "2.5", "5.0", "met"] in rows
-    assert ["2", "1", "4", "auto", "4", "40.0", "3.8", "7.5", "best"] in rows
-    assert ["2", "1", "4", "auto", "16", "1000.5", "49.8", "99.5", "missed"] in rows
+    report.show(plan, [point(10, 5), point(40, 7.5, 4), point(1000.5, 99.5, 16)], [REFUSED])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines]
+    used = "torchscript/bfloat16"
+    assert ["2", "1", "4", used, "1", "10.0", "2.5", "5.0", "met"] in rows
+    assert ["2", "1", "4", used, "4", "40.0", "3.8", "7.5", "best"] in rows
+    assert ["2", "1", "4", used, "16", "1000.5", "49.8", "99.5", "missed"] in rows
+    assert rows[2] == ["workers", "threads", "batch", "engine", "clients", "pictures/s", "ms", "ms", "goal"]
+    assert lines[-1] == "refused by the workers: 2 workers x 1 threads, batch 4, openvino/bfloat16"
 
 
 def test_the_report_of_a_goal_that_is_missed_still_has_the_fastest_setting(tmp_path):
     plan = SweepPlan(toy_card(), tmp_path, b"", Machine(2, GIB, 0), 1, (1,), 1.0, quick=False, folder=tmp_path)
-    report.write(plan, [point(40, 9), point(10, 5)], tmp_path / "out", draw_plot=False)
+    report.write(plan, [point(40, 9), point(10, 5)], [REFUSED], tmp_path / "out", draw_plot=False)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["toy_classify.json", "toy_classify.toml"]
-    written = tomllib.loads((tmp_path / "out" / "toy_classify.toml").read_text())
+    text = (tmp_path / "out" / "toy_classify.toml").read_text()
+    written = tomllib.loads(text)
     assert (written["models"], written["max_batch"]) == (["toy_classify"], SOME.max_batch)
+    assert (written["engine"], written["dtype"]) == ("auto", "auto")
+    assert "# computed by torchscript/bfloat16\n# refused by the workers: openvino/bfloat16\n" in text
+    found = json.loads((tmp_path / "out" / "toy_classify.json").read_text())
+    assert found["points"][0]["computed_by"] == "torchscript/bfloat16"
+    (refused,) = found["refused"]
+    assert (refused["candidate"]["engine"], refused["computed_by"]) == ("openvino", "torchscript/bfloat16")
