@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from service.preprocess.formats import unsupported
 
-BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2  # Huffman coded; what cameras and programs write
+BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2  # what cameras and programs write
+HUFFMAN_CODED = (BASELINE, EXTENDED, PROGRESSIVE)
 _ARITHMETIC = (0xC9, 0xCA)  # the same, arithmetic coded
 _LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the others are tables
@@ -55,7 +56,7 @@ def frame(encoded: bytes) -> Frame | None:
 
 def check_kind(found: Frame | None) -> None:
     """Raise `ImageFormatUnsupported` for a kind of JPEG that the decoder does not read."""
-    if found is None or found.marker in (BASELINE, EXTENDED, PROGRESSIVE, *_ARITHMETIC):
+    if found is None or found.marker in (*HUFFMAN_CODED, *_ARITHMETIC):
         if found is not None and found.bits in (12, 16):
             raise unsupported(f"the picture is a JPEG of {found.bits} bits per sample, and only 8 bits are read")
         return

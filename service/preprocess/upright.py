@@ -1,7 +1,8 @@
-"""Reading an encoded picture with Pillow: bytes in, an upright RGB or grey image out.
+"""Reading an encoded picture: bytes in, an upright RGB or grey image or array out.
 
-The EXIF orientation is applied. Every colour mode becomes RGB or grey (`service.preprocess.colours`). Only the first
-frame or page is read.
+Pillow reads every picture. Where numpy resizes it, the pixels of a usual JPEG come from
+`service.preprocess.turbo_jpeg`. The EXIF orientation is applied. Every colour mode becomes RGB or grey
+(`service.preprocess.colours`). Only the first frame or page is read.
 
 Whatever is wrong with the bytes is raised as an `InvalidImage` error: no exception of Pillow's leaves this module.
 """
@@ -27,9 +28,10 @@ from PIL import (
 )
 
 from handlers.contract.card import Preprocess
+from handlers.contract.frame import Array
 from service.core.errors import ImageTruncated, ServiceError
-from service.preprocess import deep_tiff, jpeg, png
-from service.preprocess.colours import fingerprint, is_composited, to_rgb
+from service.preprocess import deep_tiff, jpeg, png, turbo_jpeg
+from service.preprocess.colours import array, fingerprint, is_composited, to_rgb
 from service.preprocess.formats import damage, tiff_ends_early, unsupported
 from service.preprocess.limits import (
     EncodedStream,
@@ -91,17 +93,32 @@ _SIDES_SWAPPED = frozenset({5, 6, 7, 8})
 
 @dataclass(frozen=True, slots=True)
 class Upright:
-    """A decoded picture, mode RGB or L.
+    """A decoded picture: a Pillow image of mode RGB or L, or an array uint8 [H, W, 3] or [H, W].
 
-    `width_px` x `height_px` is the full upright picture. `image` is smaller if a JPEG was decoded at a fraction of its
-    size; its last row and column may then reach past the picture. `box` is the rectangle of `image`, in its pixels,
-    that shows the whole picture.
+    `width_px` x `height_px` is the full upright picture. `decoded` is smaller if a JPEG was decoded at a fraction of
+    its size; its last row and column may then reach past the picture. `box` is the rectangle of `decoded`, in its
+    pixels, that shows the whole picture.
     """
 
-    image: Image.Image
+    decoded: Image.Image | Array
     box: tuple[float, float, float, float]
     width_px: int
     height_px: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of `decoded`, in its pixels."""
+        if isinstance(self.decoded, Image.Image):
+            return self.decoded.size
+        return self.decoded.shape[1], self.decoded.shape[0]
+
+    def as_image(self) -> Image.Image:
+        """What was decoded, as an image of Pillow."""
+        return self.decoded if isinstance(self.decoded, Image.Image) else Image.fromarray(self.decoded)
+
+    def as_array(self) -> Array:
+        """What was decoded, uint8 [H, W, 3] or [H, W]."""
+        return array(self.decoded) if isinstance(self.decoded, Image.Image) else self.decoded
 
 
 def read(
@@ -211,7 +228,7 @@ class _Reader:
             plain = plain.transpose(_TRANSPOSE[orientation])
             if orientation in _SIDES_SWAPPED:
                 width, height = height, width
-        return Upright(image=plain, box=box, width_px=width, height_px=height)
+        return Upright(decoded=plain, box=box, width_px=width, height_px=height)
 
     def _deep(self) -> deep_tiff.Header | None:
         """The header of a TIFF of a kind that Pillow does not read. None: it is another picture, or a broken one."""
@@ -270,11 +287,27 @@ class _JpegReader(_Reader):
             picture.decodermaxblock = len(self._encoded)  # this decoder wants all data at once
         box = self._drafted(picture, full, orientation)
         self._make_room(picture, full=full, scans=scans, rotated=orientation in _TRANSPOSE)
+        if self._is_usual(picture, full, orientation):
+            pixels = turbo_jpeg.pixels(self._encoded, width=full[0], height=full[1], grey=picture.mode == "L")
+            if pixels is not None:
+                return Upright(pixels, box, *full)
         wanted = None if self._filled is None else self._fingerprint(self._filled, full, orientation)
         picture.load()
         if wanted is not None and fingerprint(picture) != wanted:
             raise self._ends_early()
         return self._turned(picture, full, box, orientation)
+
+    def _is_usual(self, picture: ImageFile.ImageFile, full: tuple[int, int], orientation: int) -> bool:
+        """Whether the array of a JPEG is wanted, and Pillow would change nothing in the pixels that are stored."""
+        return (
+            not self._preprocess.antialias
+            and self._frame is not None
+            and self._frame.marker in jpeg.HUFFMAN_CODED
+            and picture.mode in {"L", "RGB"}
+            and picture.size == full  # not at a fraction of its size
+            and orientation not in _TRANSPOSE
+            and self._filled is None  # the end is there
+        )
 
     def _ends_early(self) -> ImageTruncated:
         return ImageTruncated(f"the JPEG picture ends before its data does, after {self._sent_bytes} bytes")
