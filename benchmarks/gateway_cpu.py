@@ -44,10 +44,11 @@ _METHOD = "/mobilevision.v1.VisionService/Classify"
 
 @dataclass(frozen=True)
 class Counts:
-    """What a gateway process has used and answered so far."""
+    """What a gateway process has used, answered and sent so far."""
 
     cpu_seconds: float
     answered: int
+    batches: int
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class CpuTurn:
     round: int
     system: str
     answered: int
+    pictures_per_batch: float
     cpu_ms_per_picture: float
 
 
@@ -71,12 +73,13 @@ class GatewayCpuResult:
     ratio: Spread | None
 
 
-def per_picture_ms(before: Counts, after: Counts) -> float:
-    """Milliseconds of CPU per call that was answered between two counts. Raises `LoadFailed` if there was none."""
-    answered = after.answered - before.answered
-    if answered <= 0:
-        raise load.LoadFailed("the gateway answered no call in this turn")
-    return (after.cpu_seconds - before.cpu_seconds) * 1e3 / answered
+def turn_between(number: int, system: str, before: Counts, after: Counts) -> CpuTurn:
+    """The turn of a system between two counts. Raises `LoadFailed` if no call was answered."""
+    answered, batches = after.answered - before.answered, after.batches - before.batches
+    if answered <= 0 or batches <= 0:
+        raise load.LoadFailed(f"{system} answered no call in this turn")
+    cpu_ms = (after.cpu_seconds - before.cpu_seconds) * 1e3
+    return CpuTurn(number, system, answered, answered / batches, cpu_ms / answered)
 
 
 def order(systems: Sequence[str], number: int) -> list[str]:
@@ -108,7 +111,7 @@ class LoneGateway:
             self._process.stdin.write("\n")
             self._process.stdin.flush()
         line = self._line()
-        return Counts(line["cpu_seconds"], int(line["answered"]))
+        return Counts(line["cpu_seconds"], int(line["answered"]), int(line["batches"]))
 
     def _line(self) -> Mapping[str, float]:
         assert self._process.stdout is not None
@@ -145,8 +148,8 @@ def lone_gateway(checkout: Path, *, picture_ms: float, show_log: bool = False) -
                     process.kill()
 
 
-def measure(gateway: LoneGateway, target: Target, *, clients: int, seconds: float) -> tuple[int, float]:
-    """Answered calls and milliseconds of CPU per call, over `seconds` in the middle of a load. Raises `LoadFailed`."""
+def counts_under_load(gateway: LoneGateway, target: Target, *, clients: int, seconds: float) -> tuple[Counts, Counts]:
+    """Two counts, `seconds` apart, in the middle of a load. Raises `LoadFailed`."""
     failures: list[Exception] = []
 
     def generate() -> None:
@@ -166,7 +169,7 @@ def measure(gateway: LoneGateway, target: Target, *, clients: int, seconds: floa
     thread.join()
     if failures:
         raise failures[0]
-    return after.answered - before.answered, per_picture_ms(before, after)
+    return before, after
 
 
 def target_of(gateway: LoneGateway, model: str, side_px: int) -> Target:
@@ -205,17 +208,20 @@ def main() -> None:
             target.call()
         for number in range(options.rounds):
             for name in order(list(gateways), number):
-                answered, cpu_ms = measure(
+                before, after = counts_under_load(
                     gateways[name], targets[name], clients=options.clients, seconds=options.seconds
                 )
-                turns.append(CpuTurn(number, name, answered, cpu_ms))
-                console.print(f"  round {number} {name}: {answered} calls, {cpu_ms:.3f} ms of CPU each")
+                turn = turn_between(number, name, before, after)
+                turns.append(turn)
+                console.print(
+                    f"  round {number} {name}: {turn.answered} calls, {turn.pictures_per_batch:.1f} per batch, "
+                    f"{turn.cpu_ms_per_picture:.3f} ms of CPU each"
+                )
     spreads, compared = summary(turns)
     result = GatewayCpuResult(dataclasses.replace(head, complete=True), load.generator(), turns, spreads, compared)
     results.write(options.out / "gateway_cpu.json", result)
-    table = Table(
-        "gateway", "ms of CPU per picture", "lowest", "highest", title=f"{options.model}, {options.side_px} px"
-    )
+    title = f"{options.model}, {options.side_px} px, {options.clients} clients"
+    table = Table("gateway", "ms of CPU per picture", "lowest", "highest", title=title)
     for name, values in spreads.items():
         table.add_row(name, f"{values.median:.3f}", f"{values.low:.3f}", f"{values.high:.3f}")
     console.print(table)

@@ -1,10 +1,10 @@
 """A real gateway over workers that compute nothing, in a process of its own: what `benchmarks.gateway_cpu` measures.
 
 In: a folder for shared memory, and one empty line per question on standard input. Out: lines of JSON: first the
-address, then for each question the CPU seconds of this process so far and the calls that it answered. It ends when
-standard input ends. The workers are processes of their own, so their CPU time is not counted. They wait as long as a
-network would compute. `service` and `handlers` are those of PYTHONPATH, so this file also runs the gateway of another
-checkout. It imports nothing else of this project.
+address, then for each question the CPU seconds of this process so far, the calls that it answered, and the batches that
+it sent. It ends when standard input ends. The workers are processes of their own, so their CPU time is not counted.
+They wait as long as a network would compute. `service` and `handlers` are those of PYTHONPATH, so this file also runs
+the gateway of another checkout. It imports nothing else of this project.
 """
 
 import asyncio
@@ -101,7 +101,8 @@ class StandIn:
     replica_settings: Mapping[str, Any] = {}
 
     def __init__(self, workers: Sequence[Connection]) -> None:
-        self._turns = itertools.cycle(workers)
+        # By model: the models ask at the same time, and each must reach every worker.
+        self._turns = {name: itertools.cycle(workers) for name in CARDS}
         self._lock = threading.Lock()
 
     @property
@@ -116,11 +117,11 @@ class StandIn:
 
     async def infer(self, model: str, frame: bytes, *, timeout_seconds: float, version: str = "") -> bytes:
         """See `Runner.infer`. The gateway asks this way until all workers have connected."""
-        return await asyncio.to_thread(self._ask, frame)
+        return await asyncio.to_thread(self._ask, model, frame)
 
-    def _ask(self, frame: bytes) -> bytes:
+    def _ask(self, model: str, frame: bytes) -> bytes:
         with self._lock:
-            worker = next(self._turns)
+            worker = next(self._turns[model])
             worker.send_bytes(frame)
             return worker.recv_bytes()
 
@@ -157,15 +158,16 @@ async def serve(engine: StandIn, folder: str) -> None:
     gc.freeze()  # as the server does
     _say({"grpc": address})
     while await asyncio.to_thread(sys.stdin.readline):
-        answered = sum(
-            metrics.registry.get_sample_value(
-                "mobilevision_requests_total", {"method": "Classify", "model": name, "code": "OK"}
-            )
-            or 0.0
-            for name in CARDS
-        )
-        _say({"cpu_seconds": time.process_time(), "answered": answered})
+        answered = _total(metrics, "mobilevision_requests_total", method="Classify", code="OK")
+        batches = _total(metrics, "mobilevision_batch_size_count")
+        _say({"cpu_seconds": time.process_time(), "answered": answered, "batches": batches})
     await gateway.stop()
+
+
+def _total(metrics: Metrics, name: str, **labels: str) -> float:
+    """The sum of a series over the models."""
+    found = (metrics.registry.get_sample_value(name, {"model": model, **labels}) for model in CARDS)
+    return sum(value or 0.0 for value in found)
 
 
 def _say(line: Mapping[str, object]) -> None:

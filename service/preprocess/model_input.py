@@ -61,7 +61,9 @@ def to_input(upright: Upright, size: InputSize, preprocess: Preprocess) -> tuple
     # Of a picture that would become very long, such as one of 1 x 10000 pixels, only the crop is resized. Up to a few
     # levels differ from resizing all, because Pillow may take the two axes in another order.
     wasteful = cut_size != (resized_width, resized_height) and resized_width * resized_height > WHOLE_PX
-    if not preprocess.antialias:
+    if isinstance(upright.decoded, np.ndarray) and upright.size == (resized_width, resized_height):
+        pixels = _in_colour(upright.decoded[cut[1] : cut[3], cut[0] : cut[2]])
+    elif not preprocess.antialias:
         pixels = _two_taps(upright, None if wasteful else (resized_width, resized_height), cut, source)
     else:
         image, method = upright.as_image(), _FILTERS[preprocess.interpolation]
@@ -148,5 +150,9 @@ def _two_taps(
         part = upright.as_image().transform(size, Image.Transform.EXTENT, source, Image.Resampling.BILINEAR)
         return np.asarray(part.convert("RGB"))
     pixels = cv2.resize(upright.as_array(), resized, interpolation=cv2.INTER_LINEAR)
-    pixels = pixels[cut[1] : cut[3], cut[0] : cut[2]]
+    return _in_colour(pixels[cut[1] : cut[3], cut[0] : cut[2]])
+
+
+def _in_colour(pixels: Array) -> Array:
+    """Pixels uint8 [H, W, 3] or grey ones [H, W], as [H, W, 3]. No copy."""
     return pixels if pixels.ndim == 3 else np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
