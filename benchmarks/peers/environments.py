@@ -15,7 +15,7 @@ from benchmarks.peers import Peer
 
 INSTALL_SECONDS = 1800
 # Packages that `peers.model` imports through `service.preprocess.image` and `service.frontends.tasks`.
-_SAME_VERSION = ("torch", "numpy", "pillow", "opencv-python-headless")
+_SAME_VERSION = ("torch", "numpy", "pillow", "opencv-python-headless", "simplejpeg")
 _NEEDED = ("pydantic", "grpcio", "grpcio-status", "googleapis-common-protos")
 
 

@@ -5,7 +5,7 @@ In: the start and the end of each RPC, from the gRPC front. Out: Prometheus seri
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from service.observability.registry import SECONDS_BUCKETS, kept
+from service.observability.registry import SECONDS_BUCKETS
 
 _UNARY = "unary"  # label `grpc_type`; all methods of VisionService are of this kind
 
@@ -15,18 +15,12 @@ class GrpcMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         labels = ["grpc_type", "grpc_service", "grpc_method"]
-        self._started = kept(Counter("grpc_server_started", "RPCs started.", labels, registry=registry))
-        self._handled = kept(
-            Counter("grpc_server_handled", "RPCs completed, by code.", [*labels, "grpc_code"], registry=registry)
+        self._started = Counter("grpc_server_started", "RPCs started.", labels, registry=registry)
+        self._handled = Counter(
+            "grpc_server_handled", "RPCs completed, by code.", [*labels, "grpc_code"], registry=registry
         )
-        self._seconds = kept(
-            Histogram(
-                "grpc_server_handling_seconds",
-                "Time to handle RPCs.",
-                labels,
-                registry=registry,
-                buckets=SECONDS_BUCKETS,
-            )
+        self._seconds = Histogram(
+            "grpc_server_handling_seconds", "Time to handle RPCs.", labels, registry=registry, buckets=SECONDS_BUCKETS
         )
 
     def started(self, service: str, method: str) -> None:

@@ -4,26 +4,12 @@ All names begin with `mobilevision_`. Durations are in seconds and share one set
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
-Recorded = TypeVar("Recorded", Counter, Histogram)
 
 SECONDS_BUCKETS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 4.0, 8.0)
 
 _PREFIX = "mobilevision_"
-_MOST_KEPT = 4096  # series of one metric
-
-
-def kept(metric: Recorded) -> Recorded:
-    """Let `labels` keep the series that it has found: it checks the values and takes a lock at every call.
-
-    Only for metrics whose series are never removed.
-    """
-    metric.labels = lru_cache(_MOST_KEPT)(metric.labels)  # type: ignore[method-assign]
-    return metric
 
 
 class MetricFactory:
@@ -34,7 +20,7 @@ class MetricFactory:
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:
         """Make a counter. Prometheus sees it as `mobilevision_{name}_total`."""
-        return kept(Counter(_PREFIX + name, text, labels, registry=self._registry))
+        return Counter(_PREFIX + name, text, labels, registry=self._registry)
 
     def gauge(self, name: str, text: str, *labels: str) -> Gauge:
         """Make a gauge."""
@@ -46,4 +32,4 @@ class MetricFactory:
 
     def histogram(self, name: str, text: str, *labels: str, buckets: Sequence[float]) -> Histogram:
         """Make a histogram with buckets of its own."""
-        return kept(Histogram(_PREFIX + name, text, labels, registry=self._registry, buckets=buckets))
+        return Histogram(_PREFIX + name, text, labels, registry=self._registry, buckets=buckets)
