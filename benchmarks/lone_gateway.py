@@ -81,7 +81,7 @@ def work(questions: Connection, folder: str, picture_seconds: float) -> None:
         return {"scores": np.tile(scores, (len(rows), 1)), "labels": np.tile(labels, (len(rows), 1))}
 
     def answer(frame: bytes | bytearray) -> bytes:
-        about = {"part": MICRO_BATCH, "engine": "none", "dtype": "float32", "device": "cpu"}
+        about: worker_protocol.Meta = {"part": MICRO_BATCH, "engine": "none", "dtype": "float32", "device": "cpu"}
         return worker_protocol.answer(
             frame, run=run, memory=memory, about=about, call=lambda name: connections.open(name, memory.connect)
         )

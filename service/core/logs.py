@@ -78,7 +78,7 @@ def configure(*, level: str, log_format: Literal["auto", "json", "text"], proces
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # No line says where in the code or in which thread it was made. Finding that out takes time at every line:
     # https://docs.python.org/3/howto/logging.html#optimization
-    logging._srcfile = None  # type: ignore[attr-defined]
+    logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     # Pillow logs the metadata of pictures. What is wrong with a picture is in the error that its caller gets.
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
