@@ -18,7 +18,7 @@ from handlers.options import OPENVINO
 INSTALL_SECONDS = 1800
 _OPENVINO_PACKAGE = "openvino"
 # Packages that `peers.model` imports through `handlers`, `service.preprocess.image` and `service.frontends.tasks`.
-_SAME_VERSION = ("torch", "numpy", "pillow", "opencv-python-headless", _OPENVINO_PACKAGE)
+_SAME_VERSION = ("torch", "numpy", "pillow", "opencv-python-headless", "simplejpeg", _OPENVINO_PACKAGE)
 _NEEDED = ("pydantic", "grpcio", "grpcio-status", "googleapis-common-protos")
 
 

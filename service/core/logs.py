@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_encode = json.JSONEncoder(default=str).encode  # `json.dumps` would make an encoder for every line
 
 
 class JsonFormatter(logging.Formatter):
@@ -35,7 +36,7 @@ class JsonFormatter(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if name not in _STANDARD and value is not None}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return _encode(line)
 
 
 class TextFormatter(logging.Formatter):
@@ -75,6 +76,10 @@ def configure(*, level: str, log_format: Literal["auto", "json", "text"], proces
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter(process) if log_format == "json" else TextFormatter(process))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # No line says where in the code or in which thread it was made. Finding that out takes time at every line:
+    # https://docs.python.org/3/howto/logging.html#optimization
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     # Pillow logs the metadata of pictures. What is wrong with a picture is in the error that its caller gets.
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_not_about_callers)

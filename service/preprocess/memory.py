@@ -6,6 +6,7 @@ Pillow keeps pixels in 1, 2 or 4 bytes. The other figures were measured with Pil
 import math
 import threading
 from collections import deque
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -73,7 +74,7 @@ def decode_bytes(
         per_pixel += 2  # run lengths: two copies of the decoded bytes
     elif isinstance(picture, JpegImagePlugin.JpegImageFile):
         if scans > 1:
-            extra = _coefficient_bytes(picture, full_px)
+            extra = _coefficient_bytes([(across, down) for _, across, down, _ in picture.layer], full_px)
     elif isinstance(picture, TiffImagePlugin.TiffImageFile):
         extra = 2 * math.prod(block_sides(picture)) * sample_bytes(picture)
     if composited:
@@ -83,6 +84,16 @@ def decode_bytes(
     if as_array:  # by then only the upright picture is left
         per_pixel = max(per_pixel, 4 + _ARRAY_BYTES)
     return pixels * per_pixel + extra + _resize_bytes(picture.size, target)
+
+
+def plain_jpeg_bytes(
+    size: tuple[int, int], factors: Sequence[tuple[int, int]], *, scans: int, as_array: bool, target: tuple[int, int]
+) -> int:
+    """As `decode_bytes`, for a JPEG that Pillow has not opened: (width, height), and (across, down) of each colour."""
+    pixels = math.prod(size)
+    per_pixel = max(1 if len(factors) == 1 else 4, 4 + _ARRAY_BYTES if as_array else 0)
+    extra = _coefficient_bytes(factors, pixels) if scans > 1 else 0
+    return pixels * per_pixel + extra + _resize_bytes(size, target)
 
 
 def deep_bytes(header: DeepHeader, *, as_array: bool, target: tuple[int, int]) -> int:
@@ -115,9 +126,8 @@ def sample_bytes(picture: TiffHeader) -> int:
     return math.ceil(max(map(int, bits)) * max(samples, len(bits)) / 8)
 
 
-def _coefficient_bytes(picture: JpegImagePlugin.JpegImageFile, full_px: int) -> int:
+def _coefficient_bytes(factors: Sequence[tuple[int, int]], full_px: int) -> int:
     """Bytes of the coefficients of the whole JPEG, whatever the scale that it is decoded at."""
-    factors = [(across, down) for _, across, down, _ in picture.layer]
     most = max(across for across, _ in factors) * max(down for _, down in factors)
     return math.ceil(full_px * _COEFFICIENT_BYTES * sum(across * down for across, down in factors) / most)
 

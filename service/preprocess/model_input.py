@@ -14,7 +14,6 @@ from PIL import Image
 from handlers.contract.card import InputSize, Preprocess
 from handlers.contract.frame import Array
 from service.core.types import Geometry
-from service.preprocess.colours import array
 from service.preprocess.memory import WHOLE_PX
 from service.preprocess.upright import Upright
 
@@ -62,16 +61,18 @@ def to_input(upright: Upright, size: InputSize, preprocess: Preprocess) -> tuple
     # Of a picture that would become very long, such as one of 1 x 10000 pixels, only the crop is resized. Up to a few
     # levels differ from resizing all, because Pillow may take the two axes in another order.
     wasteful = cut_size != (resized_width, resized_height) and resized_width * resized_height > WHOLE_PX
-    if not preprocess.antialias:
-        pixels = _two_taps(upright.image, None if wasteful else (resized_width, resized_height), cut, source)
+    if isinstance(upright.decoded, np.ndarray) and upright.size == (resized_width, resized_height):
+        pixels = _in_colour(upright.decoded[cut[1] : cut[3], cut[0] : cut[2]])
+    elif not preprocess.antialias:
+        pixels = _two_taps(upright, None if wasteful else (resized_width, resized_height), cut, source)
     else:
-        method = _FILTERS[preprocess.interpolation]
+        image, method = upright.as_image(), _FILTERS[preprocess.interpolation]
         if not wasteful:
-            resized = upright.image.resize((resized_width, resized_height), method, box=upright.box).crop(cut)
+            resized = image.resize((resized_width, resized_height), method, box=upright.box).crop(cut)
         else:
-            width_limit, height_limit = upright.image.size
+            width_limit, height_limit = image.size
             within = (max(source[0], 0), max(source[1], 0), min(source[2], width_limit), min(source[3], height_limit))
-            resized = upright.image.resize(cut_size, method, box=within)
+            resized = image.resize(cut_size, method, box=within)
         pixels = np.asarray(resized.convert("RGB"))
     x_step, y_step = (shown[2] - shown[0]) / resized_width, (shown[3] - shown[1]) / resized_height
     geometry = Geometry(
@@ -118,7 +119,7 @@ def _whole_samples(upright: Upright) -> tuple[Upright, tuple[float, float, float
     """
     x0, y0, x1, y1 = upright.box
     whole = (math.ceil(x0), math.ceil(y0), math.floor(x1), math.floor(y1))
-    if whole == (0, 0, *upright.image.size):
+    if whole == (0, 0, *upright.size):
         return upright, (0.0, 0.0, float(upright.width_px), float(upright.height_px))
     x_step, y_step = upright.width_px / (x1 - x0), upright.height_px / (y1 - y0)
     shown = (
@@ -127,13 +128,13 @@ def _whole_samples(upright: Upright) -> tuple[Upright, tuple[float, float, float
         (whole[2] - x0) * x_step,
         (whole[3] - y0) * y_step,
     )
-    image = upright.image.crop(whole)
+    image = upright.as_image().crop(whole)
     box = (0.0, 0.0, float(image.width), float(image.height))
-    return replace(upright, image=image, box=box), shown
+    return replace(upright, decoded=image, box=box), shown
 
 
 def _two_taps(
-    image: Image.Image,
+    upright: Upright,
     resized: tuple[int, int] | None,
     cut: tuple[int, int, int, int],
     source: tuple[float, float, float, float],
@@ -146,8 +147,12 @@ def _two_taps(
     """
     if resized is None:
         size = (cut[2] - cut[0], cut[3] - cut[1])
-        part = image.transform(size, Image.Transform.EXTENT, source, Image.Resampling.BILINEAR)
+        part = upright.as_image().transform(size, Image.Transform.EXTENT, source, Image.Resampling.BILINEAR)
         return np.asarray(part.convert("RGB"))
-    pixels = cv2.resize(array(image), resized, interpolation=cv2.INTER_LINEAR)
-    pixels = pixels[cut[1] : cut[3], cut[0] : cut[2]]
+    pixels = cv2.resize(upright.as_array(), resized, interpolation=cv2.INTER_LINEAR)
+    return _in_colour(pixels[cut[1] : cut[3], cut[0] : cut[2]])
+
+
+def _in_colour(pixels: Array) -> Array:
+    """Pixels uint8 [H, W, 3] or grey ones [H, W], as [H, W, 3]. No copy."""
     return pixels if pixels.ndim == 3 else np.broadcast_to(pixels[..., None], (*pixels.shape, 3))

@@ -1,7 +1,7 @@
-"""Reading an encoded picture with Pillow: bytes in, an upright RGB or grey image out.
+"""Reading an encoded picture: bytes in, an upright RGB or grey image or array out.
 
-The EXIF orientation is applied. Every colour mode becomes RGB or grey (`service.preprocess.colours`). Only the first
-frame or page is read.
+Pillow reads it, or `service.preprocess.turbo_jpeg` if it is a JPEG of which an array is wanted. The EXIF orientation is
+applied. Every colour mode becomes RGB or grey (`service.preprocess.colours`). Only the first frame or page is read.
 
 Whatever is wrong with the bytes is raised as an `InvalidImage` error: no exception of Pillow's leaves this module.
 """
@@ -27,9 +27,10 @@ from PIL import (
 )
 
 from handlers.contract.card import Preprocess
+from handlers.contract.frame import Array
 from service.core.errors import ImageTruncated, ServiceError
-from service.preprocess import deep_tiff, jpeg, png
-from service.preprocess.colours import fingerprint, is_composited, to_rgb
+from service.preprocess import deep_tiff, jpeg, png, turbo_jpeg
+from service.preprocess.colours import array, fingerprint, is_composited, to_rgb
 from service.preprocess.formats import damage, tiff_ends_early, unsupported
 from service.preprocess.limits import (
     EncodedStream,
@@ -40,7 +41,7 @@ from service.preprocess.limits import (
     check_run_lengths,
     check_scans,
 )
-from service.preprocess.memory import decode_bytes, deep_bytes
+from service.preprocess.memory import decode_bytes, deep_bytes, plain_jpeg_bytes
 
 # Imported so that `Image.open` finds these plugins registered and never loads all others.
 _PLUGINS = (
@@ -91,17 +92,32 @@ _SIDES_SWAPPED = frozenset({5, 6, 7, 8})
 
 @dataclass(frozen=True, slots=True)
 class Upright:
-    """A decoded picture, mode RGB or L.
+    """A decoded picture: a Pillow image of mode RGB or L, or an array uint8 [H, W, 3] or [H, W].
 
-    `width_px` x `height_px` is the full upright picture. `image` is smaller if a JPEG was decoded at a fraction of its
-    size; its last row and column may then reach past the picture. `box` is the rectangle of `image`, in its pixels,
-    that shows the whole picture.
+    `width_px` x `height_px` is the full upright picture. `decoded` is smaller if a JPEG was decoded at a fraction of
+    its size; its last row and column may then reach past the picture. `box` is the rectangle of `decoded`, in its
+    pixels, that shows the whole picture.
     """
 
-    image: Image.Image
+    decoded: Image.Image | Array
     box: tuple[float, float, float, float]
     width_px: int
     height_px: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of `decoded`, in its pixels."""
+        if isinstance(self.decoded, Image.Image):
+            return self.decoded.size
+        return self.decoded.shape[1], self.decoded.shape[0]
+
+    def as_image(self) -> Image.Image:
+        """What was decoded, as an image of Pillow."""
+        return self.decoded if isinstance(self.decoded, Image.Image) else Image.fromarray(self.decoded)
+
+    def as_array(self) -> Array:
+        """What was decoded, uint8 [H, W, 3] or [H, W]."""
+        return array(self.decoded) if isinstance(self.decoded, Image.Image) else self.decoded
 
 
 def read(
@@ -211,7 +227,7 @@ class _Reader:
             plain = plain.transpose(_TRANSPOSE[orientation])
             if orientation in _SIDES_SWAPPED:
                 width, height = height, width
-        return Upright(image=plain, box=box, width_px=width, height_px=height)
+        return Upright(decoded=plain, box=box, width_px=width, height_px=height)
 
     def _deep(self) -> deep_tiff.Header | None:
         """The header of a TIFF of a kind that Pillow does not read. None: it is another picture, or a broken one."""
@@ -254,11 +270,39 @@ class _JpegReader(_Reader):
         self._frame = jpeg.frame(self._encoded)
         jpeg.check_kind(self._frame)
         self._filled: bytes | None = None
+        self._left_to_pillow = False
         self._sent_bytes = len(self._encoded)
         if jpeg.lacks_end(self._encoded, self._frame):
             self._encoded, self._filled = jpeg.ended(self._encoded)
             self._stream = EncodedStream(self._encoded, self._name)
-        return super().upright()
+        return self._plain() or super().upright()
+
+    def _plain(self) -> Upright | None:
+        """The picture without Pillow, if Pillow would read nothing else from its header and hand its pixels over."""
+        header = None if self._filled is not None else jpeg.plain(self._encoded)
+        if header is None or not self._wants_array(header.width_px, header.height_px):
+            return None
+        width, height = size = header.width_px, header.height_px
+        check_pixels(*size, self._limits)
+        scans = check_scans(self._encoded, *size, self._limits)
+        as_array = not self._preprocess.antialias
+        target = self._resized_sides(*size)
+        needed = plain_jpeg_bytes(size, header.factors, scans=scans, as_array=as_array, target=target)
+        check_memory(needed, *size, self._limits)
+        self._reserve(needed)
+        self._reserve = _reserved
+        return self._turbo(width, height, grey=len(header.factors) == 1)
+
+    def _turbo(self, width: int, height: int, *, grey: bool) -> Upright | None:
+        pixels = turbo_jpeg.pixels(self._encoded, width=width, height=height, grey=grey)
+        self._left_to_pillow = pixels is None
+        return None if pixels is None else Upright(pixels, (0.0, 0.0, float(width), float(height)), width, height)
+
+    def _wants_array(self, width: int, height: int) -> bool:
+        """Whether an array of the pixels is wanted, not an image of Pillow's: OpenCV resizes it, or nobody does."""
+        if self._preprocess.reduced_decoding:
+            return False
+        return not self._preprocess.antialias or self._resized_sides(width, height) == (width, height)
 
     def _read(self, picture: ImageFile.ImageFile) -> Upright:
         full = picture.size
@@ -270,11 +314,27 @@ class _JpegReader(_Reader):
             picture.decodermaxblock = len(self._encoded)  # this decoder wants all data at once
         box = self._drafted(picture, full, orientation)
         self._make_room(picture, full=full, scans=scans, rotated=orientation in _TRANSPOSE)
+        if self._is_usual(picture, orientation):
+            upright = self._turbo(*full, grey=picture.mode == "L")
+            if upright is not None:
+                return upright
         wanted = None if self._filled is None else self._fingerprint(self._filled, full, orientation)
         picture.load()
         if wanted is not None and fingerprint(picture) != wanted:
             raise self._ends_early()
         return self._turned(picture, full, box, orientation)
+
+    def _is_usual(self, picture: ImageFile.ImageFile, orientation: int) -> bool:
+        """Whether an array is wanted, and Pillow would change nothing in the pixels that are stored."""
+        return (
+            not self._left_to_pillow
+            and self._wants_array(*picture.size)
+            and self._frame is not None
+            and self._frame.marker in jpeg.HUFFMAN_CODED
+            and picture.mode in {"L", "RGB"}
+            and orientation not in _TRANSPOSE
+            and self._filled is None  # the end is there
+        )
 
     def _ends_early(self) -> ImageTruncated:
         return ImageTruncated(f"the JPEG picture ends before its data does, after {self._sent_bytes} bytes")
@@ -299,6 +359,10 @@ class _JpegReader(_Reader):
         with Image.open(EncodedStream(encoded, "JPEG"), formats=["JPEG"]) as picture:
             self._drafted(picture, full, orientation)
             return fingerprint(picture)
+
+
+def _reserved(_bytes: int) -> None:
+    """Reserve no memory: it was reserved before."""
 
 
 def _orientation(picture: ImageFile.ImageFile) -> int:

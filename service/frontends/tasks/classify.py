@@ -7,8 +7,8 @@ from service.core.types import Decoded, Prediction
 from service.frontends.tasks.base import (
     Render,
     TaskFront,
+    class_name,
     in_range,
-    label_message,
     model_used,
     output,
     picture_message,
@@ -28,16 +28,12 @@ def classify_response(
     card: Card, decoded: Decoded, prediction: Prediction, *, top_k: int
 ) -> vision_pb2.ClassifyResponse:
     """Make the reply from `scores` float32 [K], sorted, and `labels` int32 [K]. Raises `BackendFault`."""
-    scores = output(card, prediction, "scores", 1)
-    labels = output(card, prediction, "labels", 1)
-    return vision_pb2.ClassifyResponse(
-        model=model_used(card),
-        picture=picture_message(decoded),
-        labels=[
-            label_message(card, int(label), float(score))
-            for label, score in zip(labels[:top_k], scores[:top_k], strict=True)
-        ],
-    )
+    scores = output(card, prediction, "scores", 1)[:top_k].tolist()
+    labels = output(card, prediction, "labels", 1)[:top_k].tolist()
+    reply = vision_pb2.ClassifyResponse(model=model_used(card), picture=picture_message(decoded))
+    for label, score in zip(labels, scores, strict=True):
+        reply.labels.add(id=label, name=class_name(card, label), score=score)
+    return reply
 
 
 def _renderer(request: vision_pb2.ClassifyRequest) -> Render[vision_pb2.ClassifyResponse]:
