@@ -19,7 +19,10 @@ FILES = sorted(GOLDEN.rglob("*.json"))
 CHECKS = {
     "boxops": 24,
     "emo_boxes": 4,
+    "emo_retinanet_postprocess": 20,
+    "maskrcnn_ops": 6,
     "preprocess": 12,
+    "preprocess2": 6,
     "torchvision_boxes": 5,
     "torchvision_ssd_postprocess": 11,
 }
@@ -38,7 +41,7 @@ def test_all_golden_files_are_there() -> None:
     backbones = [path for path in FILES if path.parent == GOLDEN]
     assert len(backbones) == 3 + 4 + 4 + 7
     models = [path for path in FILES if path not in backbones and path.stem not in CHECKS]
-    assert len(models) == 14 + 3 + 7
+    assert len(models) == 14 + 3 + 7 + 10
     assert len(FILES) == len(backbones) + len(models) + len(CHECKS)
 
 
@@ -136,9 +139,25 @@ def test_sees_wrong_detections() -> None:
     ]
 
 
+def test_sees_a_box_cut_at_the_padding() -> None:
+    content = read(GOLDEN / "heads" / "emo_retinanet_postprocess.json")
+    assert content["image_size"] != content["network_input"][::-1]
+    content["image_size"] = content["network_input"][::-1]
+    assert "dense: detections: rows without partner" in failures(content)
+
+
+def test_sees_a_wrong_map_of_a_pyramid() -> None:
+    content = read(GOLDEN / "heads" / "swiftformer_semfpn_XS.json")
+    content["cases"] = content["cases"][2:]
+    branch = content["cases"][0]["scale_heads"][3]
+    branch["strided"][20] += 1e-4 * branch["std"]
+    assert failures(content) == ["odd: branch, map 3, share of std"]
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
+        ({"what": "Mask R-CNN, SwiftFormer backbone", "source": {"project": "SwiftFormer"}}, "Mask R-CNN"),
         ({"what": "preprocessing of one picture"}, "mobilevision models verify"),
         ({"family": "resnet", "variant": "50"}, "resnet"),
         ({"family": "mobilevit", "variant": "xl"}, "'xl'"),

@@ -283,9 +283,18 @@ def test_decode_inverts_encode() -> None:
     anchors = torch.rand(50, 4, generator=generator) + 0.1
     low = torch.rand(2, 50, 2, generator=generator)
     boxes = torch.cat([low, low + 0.05 + torch.rand(2, 50, 2, generator=generator)], dim=2)
-    again = decode(encode(boxes, anchors), anchors, log_size_low=-torch.inf, log_size_high=torch.inf)
+    again = decode(
+        encode(boxes, anchors),
+        anchors,
+        log_size_low=-torch.inf,
+        log_size_high=torch.inf,
+        centre_scale=0.1,
+        size_scale=0.2,
+    )
     torch.testing.assert_close(again, boxes, atol=1e-6, rtol=1e-6)
-    nothing = decode(torch.zeros(50, 4), anchors, log_size_low=-torch.inf, log_size_high=torch.inf)
+    nothing = decode(
+        torch.zeros(50, 4), anchors, log_size_low=-torch.inf, log_size_high=torch.inf, centre_scale=0.1, size_scale=0.2
+    )
     torch.testing.assert_close(nothing, corners(anchors), atol=1e-6, rtol=0)
 
 
