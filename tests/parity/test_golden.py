@@ -45,7 +45,15 @@ def test_all_golden_files_are_there() -> None:
     assert len(FILES) == len(backbones) + len(models) + len(CHECKS)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+# The same code with other numbers than a file of `make test`, and large.
+EXHAUSTIVE = {"emo_retinanet_2M", "emo_pspnet_2M", "swiftformer_semfpn_S", "swiftformer_semfpn_L3"}
+
+
+def _param(path: Path) -> Any:
+    return pytest.param(path, id=path.stem, marks=pytest.mark.exhaustive if path.stem in EXHAUSTIVE else ())
+
+
+@pytest.mark.parametrize("path", [_param(path) for path in FILES])
 def test_equals_the_official_code(path: Path) -> None:
     (report,) = verify([path], to_input=to_input)
     assert report.error == ""

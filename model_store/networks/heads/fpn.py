@@ -6,36 +6,18 @@ written from a description of both; it contains no code of either.
 
 There is no norm and no activation. A coarser map is enlarged by nearest to the exact size of the finer one.
 
-Parameter names, levels from coarse to fine:
+Parameter names, from coarse to fine:
 
-    levels.{0,1,...}.{lateral,output}.{weight, bias}
+    laterals.{0,1,...}.{weight, bias}    1x1, to the common width
+    outputs.{0,1,...}.{weight, bias}     3x3, on the sum
 
-Differences from the sources: the levels are kept from coarse to fine, the order of computing. Further maps are left to
-the heads that have them.
+Differences from the sources: the convolutions are kept from coarse to fine, the order of computing. Further maps are
+left to the heads that have them.
 """
 
 from torch import Tensor, nn
 
 from model_store.networks.layers import resize_nearest
-
-
-class FPNLevel(nn.Module):
-    """The two convolutions of one level: 1x1 to the common width, and 3x3 on the sum."""
-
-    def __init__(self, *, in_channels: int, width: int) -> None:
-        super().__init__()
-        self.lateral = nn.Conv2d(in_channels, width, 1)
-        self.output = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, feature: Tensor) -> Tensor:
-        """Bring a backbone map to the common width: float [N, C, H, W] -> [N, width, H, W]."""
-        y: Tensor = self.lateral(feature)
-        return y
-
-    def finish(self, total: Tensor) -> Tensor:
-        """Make the output map from the sum of this and the coarser levels; the shape stays."""
-        y: Tensor = self.output(total)
-        return y
 
 
 class FPN(nn.Module):
@@ -49,7 +31,8 @@ class FPN(nn.Module):
 
     def __init__(self, *, in_channels: tuple[int, ...], width: int) -> None:
         super().__init__()
-        self.levels = nn.ModuleList([FPNLevel(in_channels=channels, width=width) for channels in in_channels])
+        self.laterals = nn.ModuleList([nn.Conv2d(channels, width, 1) for channels in in_channels])
+        self.outputs = nn.ModuleList([nn.Conv2d(width, width, 3, padding=1) for _ in in_channels])
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Make the maps.
@@ -58,15 +41,15 @@ class FPN(nn.Module):
             features: float [N, C, H, W], the four backbone maps, fine to coarse.
 
         Returns:
-            Maps [N, width, H, W], coarse to fine, one for each level, each of the size of its backbone map.
+            Maps [N, width, H, W], coarse to fine, each of the size of its backbone map.
 
         """
         maps: list[Tensor] = []
         total = features[3]
-        for index, level in enumerate(self.levels):
-            lateral = level(features[3 - index])
+        for index, (lateral, output) in enumerate(zip(self.laterals, self.outputs)):  # noqa: B905 - TorchScript has no strict
+            y = lateral(features[3 - index])
             if index > 0:
-                lateral = lateral + resize_nearest(total, lateral.size(2), lateral.size(3))
-            total = lateral
-            maps.append(level.finish(total))
+                y = y + resize_nearest(total, y.size(2), y.size(3))
+            total = y
+            maps.append(output(total))
         return maps

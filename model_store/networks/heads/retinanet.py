@@ -10,7 +10,7 @@ each class; there is no background.
 
 Parameter names:
 
-    fpn                                            see `heads.fpn`; levels 0, 1, 2 are P5, P4, P3
+    fpn                                            see `heads.fpn`; 0, 1, 2 are P5, P4, P3
     extra_levels.{0,1}.{weight, bias}              P6 and P7
     {class_tower,box_tower}.{0..3}.{weight, bias}
     {class_output,box_output}.{weight, bias}

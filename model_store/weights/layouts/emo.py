@@ -30,9 +30,9 @@ _EMO_MMDETECTION_RULES: tuple[Rule, ...] = (
     (r"^bbox_head\.cls_convs\.(\d)\.1\.", r"head.predictors.\1.class_pointwise."),
     (r"^bbox_head\.reg_convs\.(\d)\.0\.", r"head.predictors.\1.box_depthwise."),
     (r"^bbox_head\.reg_convs\.(\d)\.1\.", r"head.predictors.\1.box_pointwise."),
-    # RetinaNet. Our levels of the pyramid run from coarse to fine.
-    *((rf"^neck\.lateral_convs\.{i}\.conv\.", f"head.fpn.levels.{2 - i}.lateral.") for i in range(3)),
-    *((rf"^neck\.fpn_convs\.{i}\.conv\.", f"head.fpn.levels.{2 - i}.output.") for i in range(3)),
+    # RetinaNet. Ours of the pyramid run from coarse to fine.
+    *((rf"^neck\.lateral_convs\.{i}\.conv\.", f"head.fpn.laterals.{2 - i}.") for i in range(3)),
+    *((rf"^neck\.fpn_convs\.{i}\.conv\.", f"head.fpn.outputs.{2 - i}.") for i in range(3)),
     *((rf"^neck\.fpn_convs\.{i}\.conv\.", f"head.extra_levels.{i - 3}.") for i in (3, 4)),
     (r"^bbox_head\.cls_convs\.(\d)\.conv\.", r"head.class_tower.\1."),
     (r"^bbox_head\.reg_convs\.(\d)\.conv\.", r"head.box_tower.\1."),

@@ -32,8 +32,8 @@ _SWIFTFORMER_MMSEGMENTATION_RULES: tuple[Rule, ...] = (
     (r"^backbone\.(patch_embed|network|norm)", r"\1"),
     *_SWIFTFORMER_RULES,
     # Ours run from coarse to fine.
-    *((rf"^neck\.lateral_convs\.{i}\.conv\.", f"head.fpn.levels.{3 - i}.lateral.") for i in range(4)),
-    *((rf"^neck\.fpn_convs\.{i}\.conv\.", f"head.fpn.levels.{3 - i}.output.") for i in range(4)),
+    *((rf"^neck\.lateral_convs\.{i}\.conv\.", f"head.fpn.laterals.{3 - i}.") for i in range(4)),
+    *((rf"^neck\.fpn_convs\.{i}\.conv\.", f"head.fpn.outputs.{3 - i}.") for i in range(4)),
     (r"^decode_head\.scale_heads\.", "head.branches."),
     (r"^decode_head\.conv_seg\.", "head.classifier."),
     (r"^(head\..*)\.bn\.", r"\1.norm."),

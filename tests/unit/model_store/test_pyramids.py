@@ -49,11 +49,11 @@ def test_a_pyramid_adds_what_is_coarser(levels: int, height: int, width: int) ->
     with torch.inference_mode():
         found = fpn(maps)
         total: Tensor | None = None
-        for index, level in enumerate(fpn.levels):
-            lateral = level.lateral(maps[3 - index])
+        for index, (convolution, output) in enumerate(zip(fpn.laterals, fpn.outputs, strict=True)):
+            lateral = convolution(maps[3 - index])
             above = 0 if total is None else F.interpolate(total, size=lateral.shape[2:], mode="nearest")
             total = lateral + above
-            torch.testing.assert_close(found[index], level.output(total))
+            torch.testing.assert_close(found[index], output(total))
     assert len(found) == levels
 
 
