@@ -65,10 +65,10 @@ class PSPNet(nn.Module):
         x = features[3]
         height, width = x.size(2), x.size(3)
         # One by one: OpenVINO converts no list that grows.
-        first = resize_bilinear(self.pools[0](F.adaptive_avg_pool2d(x, [1, 1])), height, width, False)
-        second = resize_bilinear(self.pools[1](F.adaptive_avg_pool2d(x, [2, 2])), height, width, False)
-        third = resize_bilinear(self.pools[2](F.adaptive_avg_pool2d(x, [3, 3])), height, width, False)
-        fourth = resize_bilinear(self.pools[3](F.adaptive_avg_pool2d(x, [6, 6])), height, width, False)
+        first = resize_bilinear(self.pools[0](F.adaptive_avg_pool2d(x, 1)), height, width, False)
+        second = resize_bilinear(self.pools[1](F.adaptive_avg_pool2d(x, 2)), height, width, False)
+        third = resize_bilinear(self.pools[2](F.adaptive_avg_pool2d(x, 3)), height, width, False)
+        fourth = resize_bilinear(self.pools[3](F.adaptive_avg_pool2d(x, 6)), height, width, False)
         joined = torch.cat([x, first, second, third, fourth], dim=1)
         logits: Tensor = self.classifier(self.dropout(self.fuse(joined)))
         return logits
