@@ -44,7 +44,7 @@ class PaddedNetwork(Network):
         self.multiple = multiple
 
     def forward(self, x: Tensor):  # type: ignore[no-untyped-def]
-        """Pad, and run both."""
+        """Pad float [N, 3, H, W], and run both."""
         rows = (x.size(2) + self.multiple - 1) // self.multiple * self.multiple
         columns = (x.size(3) + self.multiple - 1) // self.multiple * self.multiple
         padded = F.pad(x, [0, columns - x.size(3), 0, rows - x.size(2)])

@@ -169,7 +169,7 @@ def summary(name: str, found: Tensor, stored: Mapping[str, Any], tolerance: floa
 
 
 def summary_of_std(name: str, found: Tensor, stored: Mapping[str, Any]) -> Check:
-    """The comparison of `summary` as a share of the stored standard deviation."""
+    """The comparison of `summary`, of a tensor [...] of any shape, as a share of the stored standard deviation."""
     check = summary(name, found, stored)
     return Check(f"{check.name}, share of std", check.difference / stored["std"], SHARE_OF_STD)
 

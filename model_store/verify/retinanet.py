@@ -45,7 +45,10 @@ _ALL = 20_000  # more boxes than five levels of 1000 candidates
 
 
 def check_retinanet(content: Mapping[str, Any], entry: zoo.ModelSpec) -> list[Check]:
-    """Parameters, MACs, maps, raw outputs, anchors, candidates and detections."""
+    """Parameters, MACs, maps, raw outputs, anchors, boxes before the cut and detections.
+
+    Raises `GoldenError` where the padded picture is not the network's input.
+    """
     model = content["model"]
     network = assemble.build(entry)
     head = network.head
