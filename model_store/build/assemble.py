@@ -7,6 +7,7 @@ reads checkpoints or writes archives.
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,8 +22,8 @@ from model_store.networks.pixels import Pixels
 class Network(nn.Module):
     """A backbone and a head: float [N, 3, H, W], normalised as the weights expect, to the raw outputs of the head.
 
-    The raw outputs depend on the head: logits [N, K] of a classifier, (class logits, box deltas) of an SSDLite, logits
-    [N, K, h, w] of a DeepLabv3. TorchScript infers the return type for each head.
+    The raw outputs depend on the head: logits [N, K] of a classifier, (class logits, box deltas) of a detector, logits
+    [N, K, h, w] of a segmenter. TorchScript infers the return type for each head.
     """
 
     def __init__(self, *, backbone: nn.Module, head: nn.Module) -> None:
@@ -33,6 +34,21 @@ class Network(nn.Module):
     def forward(self, x: Tensor):  # type: ignore[no-untyped-def]
         """Run both."""
         return self.head(self.backbone(x))
+
+
+class PaddedNetwork(Network):
+    """A network that pads its input with zeros, at the bottom and right, to multiples of `multiple` pixels."""
+
+    def __init__(self, *, backbone: nn.Module, head: nn.Module, multiple: int) -> None:
+        super().__init__(backbone=backbone, head=head)
+        self.multiple = multiple
+
+    def forward(self, x: Tensor):  # type: ignore[no-untyped-def]
+        """Pad float [N, 3, H, W], and run both."""
+        rows = (x.size(2) + self.multiple - 1) // self.multiple * self.multiple
+        columns = (x.size(3) + self.multiple - 1) // self.multiple * self.multiple
+        padded = F.pad(x, [0, columns - x.size(3), 0, rows - x.size(2)])
+        return self.head(self.backbone(padded))
 
 
 def build_backbone(entry: zoo.ModelSpec) -> Backbone:
@@ -51,8 +67,11 @@ def build_head(entry: zoo.ModelSpec, channels: Channels) -> nn.Module:
 def build(entry: zoo.ModelSpec) -> Network:
     """Assemble the network of an entry, with fresh weights, in eval mode. Raises `LookupError` as its parts do."""
     backbone = build_backbone(entry)
-    network = Network(backbone=backbone, head=build_head(entry, backbone.channels))
-    return network.eval()
+    head = build_head(entry, backbone.channels)
+    multiple = entry.head.pads_to
+    if multiple == 1:
+        return Network(backbone=backbone, head=head).eval()
+    return PaddedNetwork(backbone=backbone, head=head, multiple=multiple).eval()
 
 
 def served(entry: zoo.ModelSpec, network: nn.Module) -> nn.Module:

@@ -17,6 +17,7 @@ from model_store.build import assemble
 from model_store.build.agreement import BATCHES
 from model_store.build.errors import ExportError
 from model_store.networks.heads.detections import Detections
+from model_store.networks.heads.retinanet_detections import RetinaNetDetections
 from model_store.networks.tasks.detect import ServedDetector
 
 MOST_CLASSES = {Task.SEGMENT: 256}  # a class map has bytes
@@ -59,8 +60,9 @@ def _fault(entry: zoo.ModelSpec, network: nn.Module, size: InputSize) -> str | N
         served = assemble.served(replace(entry, input=size), network)
     except ValueError as error:
         return str(error)
-    if isinstance(served, ServedDetector) and isinstance(served.postprocess.detections, Detections):
-        anchors, predicted = sum(served.postprocess.detections.level_sizes), raw[0].shape[1]
+    detections = served.postprocess.detections if isinstance(served, ServedDetector) else None
+    if isinstance(detections, Detections | RetinaNetDetections):
+        anchors, predicted = sum(detections.level_sizes), raw[0].shape[1]
         if anchors != predicted:
             return f"the head predicts {predicted} boxes, and there are {anchors} anchors"
     return None

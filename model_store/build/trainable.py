@@ -29,7 +29,7 @@ class Trainable:
 
     Attributes:
         network: float [N, 3, H, W] to the raw outputs of the head: logits [N, K] of a classifier, (class logits, box
-            deltas) of an SSDLite, logits [N, K, h, w] of a DeepLabv3.
+            deltas) of a detector, logits [N, K, h, w] of a segmenter.
         pixels: uint8 [N, H, W, 3] RGB to the input of the network; the served module begins with it.
         labels: in class order.
         width: of the input, pixels.

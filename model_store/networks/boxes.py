@@ -58,27 +58,37 @@ def corners(anchors: Tensor) -> Tensor:
     return torch.cat([anchors[..., :2] - half, anchors[..., :2] + half], dim=-1)
 
 
-def decode(deltas: Tensor, anchors: Tensor, *, log_size_low: float, log_size_high: float) -> Tensor:
-    """Apply predicted box deltas to anchors, with the variances that every source uses: 0.1 (centre) and 0.2 (size).
+def decode(
+    deltas: Tensor,
+    anchors: Tensor,
+    *,
+    log_size_low: float,
+    log_size_high: float,
+    centre_scale: float,
+    size_scale: float,
+) -> Tensor:
+    """Apply predicted box deltas to anchors.
 
     Args:
         deltas: float32 [..., A, 4] as the network predicts them: centre shift in anchor sizes, then log size.
-        anchors: float32 [A, 4], (cx, cy, w, h).
+        anchors: float32 [..., A, 4], (cx, cy, w, h).
         log_size_low: lower bound of the scaled log size; mmdetection has -MAX_LOG_SIZE, the others none (-inf).
         log_size_high: upper bound; mmdetection and torchvision have MAX_LOG_SIZE, cvnets none (inf).
+        centre_scale: of the centre shifts; every SSD has 0.1, RetinaNet 1.
+        size_scale: of the log sizes; every SSD has 0.2, RetinaNet 1.
 
     Returns:
         Corners, float32 [..., A, 4], in the unit of the anchors, not clipped.
 
     """
     size = anchors[..., 2:]
-    centre = anchors[..., :2] + 0.1 * deltas[..., :2] * size
-    half = size * torch.exp((0.2 * deltas[..., 2:]).clamp(log_size_low, log_size_high)) / 2.0
+    centre = anchors[..., :2] + centre_scale * deltas[..., :2] * size
+    half = size * torch.exp((size_scale * deltas[..., 2:]).clamp(log_size_low, log_size_high)) / 2.0
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Invert `decode` without its bounds: corners [..., A, 4] and anchors [A, 4] to deltas [..., A, 4]."""
+    """Invert `decode` of an SSD without its bounds: corners [..., A, 4] and anchors [A, 4] to deltas [..., A, 4]."""
     size = boxes[..., 2:] - boxes[..., :2]
     centre = (boxes[..., :2] + boxes[..., 2:]) / 2.0
     shift = (centre - anchors[..., :2]) / anchors[..., 2:] / 0.1

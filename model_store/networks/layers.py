@@ -140,6 +140,12 @@ def resize_bilinear(x: Tensor, height: int, width: int, align_corners: bool) -> 
     return resized
 
 
+def resize_nearest(x: Tensor, height: int, width: int) -> Tensor:
+    """Resize [N, C, h, w] to [N, C, height, width] by copying the nearest cell; see `resize_bilinear`."""
+    resized: Tensor = torch._C._nn.upsample_nearest2d(x, [height, width], None)
+    return resized
+
+
 def resize_linear(x: Tensor, width: int, align_corners: bool) -> Tensor:
     """Resize [N, C, w] to [N, C, width] linearly; see `resize_bilinear`."""
     resized: Tensor = torch._C._nn.upsample_linear1d(x, [width], align_corners, None)

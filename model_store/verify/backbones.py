@@ -21,11 +21,10 @@ from model_store import zoo
 from model_store.build import assemble
 from model_store.networks.backbones.base import OfficialCode
 from model_store.networks.backbones.registry import backbone_of, families
-from model_store.verify.golden import Check, GoldenError, distance, draw, fill, parameters_check
+from model_store.verify.golden import SHARE_OF_STD, Check, GoldenError, distance, draw, fill, parameters_check
 from model_store.weights import layouts
 from model_store.weights import load as weights
 
-SHARE_OF_STD = 5e-5  # largest difference allowed, as a share of the stored standard deviation
 DOUBLE_RELATIVE = 1e-9  # the same in float64, relative to the largest value
 
 _ARGUMENT = re.compile(r"constructor argument (\w+)=(\[[\d, ]+\]|\d+)")  # in the note of a case

@@ -136,7 +136,12 @@ def _coder_checks(coder: Mapping[str, Any], *, log_size_low: float, log_size_hig
     low, high = ends[:, :2], ends[:, 2:]
     anchors = torch.cat([(low + high) / 2, high - low], dim=1)  # corners [B, 4] -> centre and size [B, 4]
     decoded = boxes.decode(
-        torch.tensor(coder["deltas"]), anchors, log_size_low=log_size_low, log_size_high=log_size_high
+        torch.tensor(coder["deltas"]),
+        anchors,
+        log_size_low=log_size_low,
+        log_size_high=log_size_high,
+        centre_scale=0.1,
+        size_scale=0.2,
     )
     clipped, rows = torch.tensor(coder["clipped_320"]), torch.tensor(coder["encoded_rows"])
     return [
@@ -154,7 +159,7 @@ def check_torchvision_boxes(content: Mapping[str, Any]) -> list[Check]:
         height, width = size
         found = _torchvision_anchors(size, stored.get("grids"))
         in_pixels = boxes.corners(found) * torch.tensor([width, height] * 2)
-        checks.append(_compare_anchors(f"anchors, {name}", in_pixels, stored, ANCHORS_PX))
+        checks.append(compare_anchors(f"anchors, {name}", in_pixels, stored, ANCHORS_PX))
     return checks + _coder_checks(coder, log_size_low=-math.inf, log_size_high=coder["delta_clip"])
 
 
@@ -231,7 +236,7 @@ def anchors_check(
     height, width = size
     grids = map_sizes(height=height, width=width, pooled_last=True) if maps is None else [(r, c) for r, c in maps]
     found = make_anchors(levels=cvnets_levels(), maps=grids, height=height, width=width, clamp=True)
-    return _compare_anchors(name, found, stored, ANCHORS)
+    return compare_anchors(name, found, stored, ANCHORS)
 
 
 def pixel_anchors_check(
@@ -241,10 +246,11 @@ def pixel_anchors_check(
     height, width = size
     grids = maps or map_sizes(height=height, width=width, pooled_last=False)
     found = make_anchors(levels=mmdet_levels(), maps=grids, height=height, width=width, clamp=False)
-    return _compare_anchors(name, boxes.corners(found) * torch.tensor([width, height] * 2), stored, ANCHORS_PX)
+    return compare_anchors(name, boxes.corners(found) * torch.tensor([width, height] * 2), stored, ANCHORS_PX)
 
 
-def _compare_anchors(name: str, found: Tensor, stored: Mapping[str, Any], tolerance: float) -> Check:
+def compare_anchors(name: str, found: Tensor, stored: Mapping[str, Any], tolerance: float) -> Check:
+    """Anchors [A, 4] against all stored rows, or against the sums, the first, the last and the strided ones."""
     if list(found.shape) != stored["shape"]:
         return Check(f"{name}: shape", float("inf"), tolerance)
     if "all" in stored:
@@ -268,7 +274,9 @@ def detect(flavour: str, settings: Mapping[str, Any], logits: Tensor, deltas: Te
         maps = map_sizes(height=height, width=width, pooled_last=True)
         anchors = make_anchors(levels=cvnets_levels(), maps=maps, height=height, width=width, clamp=True)
         found, scores, labels = boxes.detections_by_class(
-            boxes.decode(deltas[0], anchors, log_size_low=-math.inf, log_size_high=math.inf),
+            boxes.decode(
+                deltas[0], anchors, log_size_low=-math.inf, log_size_high=math.inf, centre_scale=0.1, size_scale=0.2
+            ),
             logits[0].softmax(dim=-1)[:, 1:],
             score_threshold=settings["conf_threshold"],
             iou_threshold=settings["nms_iou"],
@@ -335,7 +343,10 @@ def compare_detections(name: str, found: Found, stored: Mapping[str, Any], box_t
     expected = torch.tensor(stored["boxes"])[rows]
     expected_scores, expected_labels = torch.tensor(stored["scores"])[rows], torch.tensor(stored["labels"])[rows]
     overlap = boxes.box_iou(expected, found.boxes)  # [rows, D]
-    possible = (overlap > SAME_BOX_IOU) & (expected_labels[:, None] == found.labels[None, :])
+    # A box without area overlaps nothing: it is the same if its corners are.
+    corners_gap = (expected[:, None] - found.boxes[None]).abs().amax(dim=2)  # [rows, D]
+    same_box = (overlap > SAME_BOX_IOU) | (corners_gap <= box_tolerance)
+    possible = same_box & (expected_labels[:, None] == found.labels[None, :])
     gap = (expected_scores[:, None] - found.scores[None, :]).abs().masked_fill(~possible, float("inf"))
     best, partner = gap.min(dim=1)
     matched = torch.isfinite(best)

@@ -25,6 +25,7 @@ from model_store.networks.backbones.registry import backbone_of
 
 Array = npt.NDArray[np.float64]
 RAW = 2e-4  # head files: largest absolute difference of raw outputs
+SHARE_OF_STD = 5e-5  # largest difference allowed, as a share of the stored standard deviation
 
 
 class GoldenError(Exception):
@@ -87,17 +88,22 @@ ROLES: Mapping[str, Callable[[Array, float, list[int]], Array]] = MappingProxyTy
 )
 
 
-def fill(rows: Iterable[tuple[str, list[int], str]], salt: str, gain: float) -> dict[str, Tensor]:
+def fill(
+    rows: Iterable[tuple[str, list[int], str]], salt: str, gain: float, gains: Mapping[str, float] | None = None
+) -> dict[str, Tensor]:
     """The state dict, under the official names, that `rows` of (key, shape, role) describe.
 
-    Raises `GoldenError` for an unknown role.
+    `gains` maps beginnings of keys to a gain of their own; of several the longest counts. Raises `GoldenError` for an
+    unknown role.
     """
     state = {}
+    longest_first = sorted((gains or {}).items(), key=lambda item: -len(item[0]))
     for key, shape, role in rows:
         if role == "keep":
             state[key] = torch.zeros(shape, dtype=torch.int64)
         elif role in ROLES:
-            value = ROLES[role](draw(salt + key, shape), gain, shape)
+            own = next((value for beginning, value in longest_first if key.startswith(beginning)), gain)
+            value = ROLES[role](draw(salt + key, shape), own, shape)
             state[key] = torch.from_numpy(np.asarray(value, dtype=np.float32))
         else:
             raise GoldenError(f"unknown fill rule {role!r} for {key}")
@@ -139,6 +145,9 @@ def picture(recipe: Mapping[str, Any]) -> Tensor:
     if "mean" in recipe:  # per channel, in steps of 1/255
         mean, std = (torch.tensor(recipe[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
         x = (x * 255 - mean) / std
+    if "pad_to" in recipe:  # after that, with zeros at the bottom and right
+        rows, columns = recipe["pad_to"]
+        x = nn.functional.pad(x, [0, columns - width, 0, rows - height])
     check = recipe["check"]
     if distance(x.reshape(-1)[: len(check["first"])], check["first"]) > 1e-6:
         raise GoldenError(f"the input {recipe['label']!r} does not begin as the file says")
@@ -157,6 +166,12 @@ def summary(name: str, found: Tensor, stored: Mapping[str, Any], tolerance: floa
         abs(float(flat.abs().max()) - stored["abs_max"]),
     )
     return Check(name, worst, tolerance)
+
+
+def summary_of_std(name: str, found: Tensor, stored: Mapping[str, Any]) -> Check:
+    """The comparison of `summary`, of a tensor [...] of any shape, as a share of the stored standard deviation."""
+    check = summary(name, found, stored)
+    return Check(f"{check.name}, share of std", check.difference / stored["std"], SHARE_OF_STD)
 
 
 def macs_check(content: Mapping[str, Any], network: assemble.Network, entry: zoo.ModelSpec) -> Check:

@@ -1,4 +1,4 @@
-"""Comparison of the way from a picture to a network's input against the golden file `preprocess`.
+"""Comparison of the way from a picture to a network's input against the golden files `preprocess`.
 
 In: the content of the file, and the function by which the gateway brings pictures to a model's input. Out: a list of
 `Check`. The function's result goes through `networks.pixels.Pixels`, the first stage of every archive, so that both
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -36,6 +37,9 @@ _PIPELINES: Mapping[str, tuple[Preprocess, Normalize]] = MappingProxyType(
         "cvnets_main_ssd_320_bilinear": (Preprocess(mode="squash"), Normalize()),
         "emo_ssd_320": (_OPENCV, _IMAGENET),
         "emo_seg": (_OPENCV, _IMAGENET),  # keeps the aspect ratio by the size it asks for
+        "emo_psp": (_OPENCV, _IMAGENET),
+        "mmdet_1333x800": (_OPENCV, _IMAGENET),  # its padding is part of the network, see `zoo.RetinaNetHead`
+        "align_resize_512": (_OPENCV, _IMAGENET),  # resizes twice
         "hf_deeplabv3": (Preprocess(mode="crop", shorter_side_px=544), _BGR),
     }
 )
@@ -43,25 +47,42 @@ _DESCRIPTION = {"size", "first_pixels"}  # fields of a picture that are no pipel
 
 
 def check_preprocess(content: Mapping[str, Any], to_input: ToInput) -> list[Check]:
-    """Every pipeline on every picture. Raises `GoldenError` for a pipeline that is not here."""
+    """Every pipeline of the file on every picture. Raises `GoldenError` for a pipeline that is not here."""
     checks = []
     for stored in content["images"]:
         height, width = stored["size"]
         pixels = _picture(content["seed"], height, width)
         if pixels.reshape(-1, 3)[: len(stored["first_pixels"])].tolist() != stored["first_pixels"]:
             raise GoldenError(f"the picture of {height} x {width} does not begin as the file says")
-        encoded = io.BytesIO()
-        Image.fromarray(pixels).save(encoded, "PNG")
         for name in stored.keys() - _DESCRIPTION:
             if name not in _PIPELINES:
                 raise GoldenError(f"no pipeline is called {name!r} here")
         for name, (preprocess, normalize) in _PIPELINES.items():
-            expected = stored[name]["out"]
-            size = InputSize(height=expected["shape"][1], width=expected["shape"][2])
-            found = torch.from_numpy(np.array(to_input(encoded.getvalue(), size, preprocess)))  # (H, W, 3)
-            planes = Pixels(normalize=normalize)(found.unsqueeze(0))[0]  # (3, H, W)
-            checks.append(_compare(f"{width}x{height}: {name}", planes, expected))
+            if name not in stored:
+                continue  # of another file
+            steps = stored[name]
+            resized = pixels
+            for height_px, width_px in _sizes(steps):
+                asked = InputSize(height=height_px, width=width_px)
+                resized = np.array(to_input(_png(resized), asked, preprocess))  # (H, W, 3)
+            planes = Pixels(normalize=normalize)(torch.from_numpy(resized).unsqueeze(0))[0]  # (3, H, W)
+            if "padded" in steps:  # with zeros, at the bottom and right
+                rows, columns = steps["padded"]
+                planes = F.pad(planes, [0, columns - planes.shape[2], 0, rows - planes.shape[1]])
+            checks.append(_compare(f"{width}x{height}: {name}", planes, steps["out"]))
     return checks
+
+
+def _sizes(steps: Mapping[str, Any]) -> list[list[int]]:
+    """Height and width after each resize of a pipeline."""
+    last = steps.get("new_size", steps["out"]["shape"][1:])
+    return [steps["first_size"], last] if "first_size" in steps else [last]
+
+
+def _png(pixels: NDArray[Any]) -> bytes:
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, "PNG")
+    return encoded.getvalue()
 
 
 def _compare(name: str, planes: torch.Tensor, expected: Mapping[str, Any]) -> Check:

@@ -16,6 +16,7 @@ from model_store.weights import layouts
 from model_store.weights.errors import CheckpointError, listed
 
 _LISTED = 8  # names shown per kind of mismatch
+_GAINS = {"backbone.blocks.": 1.1, "head.fpn.": 0.5}  # of random weights, by the beginning of the name; see `random_`
 
 
 def is_counter(name: str) -> bool:
@@ -99,7 +100,8 @@ def random_(network: nn.Module, seed: int) -> None:
     `lively` cases of tests/parity/golden with gain 1.4: outputs depend on the picture, and spread. With gain 1.5 the
     scores of the smallest detector would all be 1. In two families, sums of residuals grow faster than the norms shrink
     them, so that with 1.4 numbers would grow by orders of magnitude. Therefore SwiftFormer's layer scales (`scale...`)
-    are drawn small, and the blocks of Mobile-Former (`blocks`), whose activations multiply by up to 2, have gain 1.1.
+    are drawn small, and the blocks of Mobile-Former (`blocks`), whose activations multiply by up to 2, have gain 1.1. A
+    feature pyramid (`fpn`) has no activation and adds levels up, so it has gain 0.5.
     """
     state = network.state_dict()
     with torch.no_grad():
@@ -117,7 +119,7 @@ def random_(network: nn.Module, seed: int) -> None:
             elif leaf.startswith("scale"):
                 drawn = 0.2 + 0.02 * noise
             elif len(shape) >= 2:
-                gain = 1.1 if name.startswith("backbone.blocks.") else 1.4
+                gain = next((own for start, own in _GAINS.items() if name.startswith(start)), 1.4)
                 drawn = gain * noise / np.sqrt(np.prod(shape[1:]))
             else:
                 drawn = 1.0 + 0.1 * noise

@@ -13,7 +13,15 @@ from model_store.zoo.backbones import (
     SwiftFormerBackbone,
 )
 from model_store.zoo.entry import COMMITTED, ModelSpec, UnknownModel
-from model_store.zoo.heads import ClassifierHead, DeepLabV3Head, HeadSpec, SSDLiteHead
+from model_store.zoo.heads import (
+    ClassifierHead,
+    DeepLabV3Head,
+    HeadSpec,
+    PSPNetHead,
+    RetinaNetHead,
+    SemanticFPNHead,
+    SSDLiteHead,
+)
 from model_store.zoo.table import ENTRIES
 
 __all__ = [
@@ -27,7 +35,10 @@ __all__ = [
     "MobileFormerBackbone",
     "MobileViTBackbone",
     "ModelSpec",
+    "PSPNetHead",
+    "RetinaNetHead",
     "SSDLiteHead",
+    "SemanticFPNHead",
     "SwiftFormerBackbone",
     "UnknownModel",
     "entries",

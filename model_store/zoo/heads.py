@@ -15,11 +15,13 @@ class HeadSpec:
         name: the head in one word, as it stands in the model card.
         dense: whether the head predicts for each place in the picture (boxes, class maps) rather than for the whole
             picture. Some backbones build their maps differently for such heads.
+        pads_to: the network pads its input with zeros, at the bottom and right, to multiples of so many pixels.
 
     """
 
     name: ClassVar[str]
     dense: ClassVar[bool] = True
+    pads_to: ClassVar[int] = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +65,44 @@ class DeepLabV3Head(HeadSpec):
     width: int
     rates: tuple[int, int, int]
     align_corners: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SemanticFPNHead(HeadSpec):
+    """`heads.semantic_fpn.SemanticFPN` in the form of mmsegmentation.
+
+    `width` counts the channels of every branch. `align_corners` is how the logits are enlarged to the size of the
+    input.
+    """
+
+    name: ClassVar[str] = "semantic_fpn"
+    width: int = 128
+    align_corners: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PSPNetHead(HeadSpec):
+    """`heads.pspnet.PSPNet` in the form of mmsegmentation.
+
+    `width` counts the channels of every pooled map and of the fused map. `align_corners` is how the logits are enlarged
+    to the size of the input.
+    """
+
+    name: ClassVar[str] = "pspnet"
+    width: int = 256
+    align_corners: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RetinaNetHead(HeadSpec):
+    """`heads.retinanet.RetinaNet` and its post-processing, in the form of mmdetection.
+
+    `score_threshold`: candidates have a higher score. `iou_threshold`: a box that overlaps a better box of its class by
+    more is dropped. `max_boxes`: boxes per picture. None: what the source has, 0.05, 0.5 and 100.
+    """
+
+    name: ClassVar[str] = "retinanet"
+    pads_to: ClassVar[int] = 32
+    score_threshold: float | None = None
+    iou_threshold: float | None = None
+    max_boxes: int | None = None

@@ -5,9 +5,10 @@ torch. Published scores are those of the official checkpoints (sources: the READ
 zhangzjn/EMO 27d9b40, Amshaker/SwiftFormer 4aa6cd6 and AAboys/MobileFormer f447310); `parameters` and `macs` were
 measured on the official code, except where a comment states otherwise.
 
-SwiftFormer and Mobile-Former were published for classification only. Their detectors and segmenters are our default:
-the heads, label sets and input sizes of EMO (SSDLite of mmdetection's form on strides 16 and 32 at 320 px, COCO;
-DeepLabv3 of mmsegmentation's form at output stride 32 and 512 px, ADE20K), without official weights or scores.
+The code of SwiftFormer and Mobile-Former was published for classification only. Their detectors and segmenters here are
+our default: the heads, label sets and input sizes of EMO (SSDLite of mmdetection's form on strides 16 and 32 at 320 px,
+COCO; DeepLabv3 of mmsegmentation's form at output stride 32 and 512 px, ADE20K), without official weights or scores.
+The other heads that the papers report are in `model_store.zoo.pyramids`.
 """
 
 from dataclasses import replace
@@ -17,6 +18,7 @@ from model_store.labels import LabelSet
 from model_store.zoo.backbones import EMOBackbone, MobileFormerBackbone, MobileViTBackbone, SwiftFormerBackbone
 from model_store.zoo.entry import ModelSpec
 from model_store.zoo.heads import ClassifierHead, DeepLabV3Head, HeadSpec, SSDLiteHead
+from model_store.zoo.pyramids import pyramids
 
 _MOBILEVIT_PAPER = "MobileViT: Light-weight, General-purpose, and Mobile-friendly Vision Transformer (arXiv 2110.02178)"
 _MOBILEVIT_LICENCE = "Apple sample code licence (ml-cvnets)"
@@ -287,7 +289,7 @@ def _demo(task: Task, head: HeadSpec, output_stride: int, side_px: int, paramete
     )
 
 
-ENTRIES: tuple[ModelSpec, ...] = (
+_USUAL: tuple[ModelSpec, ...] = (
     _mobilevit_classify("xxs", 320, 1_272_024, 407_364_096, 69.0),
     _mobilevit_classify("xs", 384, 2_317_848, 1_025_911_808, 74.7),
     _mobilevit_classify("s", 640, 5_578_632, 2_000_831_488, 78.3),
@@ -348,3 +350,5 @@ ENTRIES: tuple[ModelSpec, ...] = (
         775_301_120,
     ),
 )
+
+ENTRIES: tuple[ModelSpec, ...] = (*_USUAL, *pyramids(_USUAL))

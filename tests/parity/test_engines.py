@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from parity.test_module_contract import FIRST, assert_same, run, small
+from parity.test_module_contract import FIRST, OTHER_HEADS, assert_same, run, small
 
 from handlers import openvino_network, probe
 from handlers import torchscript as engine
 from handlers.compiled_cache import CompiledCache
-from handlers.contract.card import Task
 from handlers.hardware import cpu_has_bfloat16
 from handlers.options import LEAST_AGREEMENT
 from model_store import zoo
@@ -43,14 +42,17 @@ def _one_thread() -> Iterator[None]:
 
 
 def _param(entry: zoo.ModelSpec) -> Any:
-    # The models with committed weights are the sample of `make test`: one of each task, small pictures.
-    return pytest.param(entry, id=entry.name, marks=() if entry.committed else pytest.mark.exhaustive)
+    # The sample of `make test`, with small pictures: the models with committed weights, one of each task, and the first
+    # model of each other head.
+    in_the_gate = entry.committed or entry in OTHER_HEADS
+    return pytest.param(entry, id=entry.name, marks=() if in_the_gate else pytest.mark.exhaustive)
 
 
 @pytest.fixture(scope="module", params=[_param(entry) for entry in zoo.ENTRIES])
 def entry(request: pytest.FixtureRequest) -> zoo.ModelSpec:
     found: zoo.ModelSpec = request.param
-    return found if found in FIRST.values() or found.committed or found.task is Task.DETECT else small(found)
+    usual = found in FIRST.values() or found.committed or found.head.name == "ssdlite"
+    return found if usual else small(found)
 
 
 @pytest.fixture(scope="module")

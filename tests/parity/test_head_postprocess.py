@@ -115,7 +115,9 @@ def test_emo_box_coder() -> None:
     anchors = torch.tensor(coder["anchors_xyxy"], dtype=torch.float32)
     anchors = torch.cat([(anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2:] - anchors[:, :2]], dim=1)
     deltas = torch.tensor(coder["deltas"], dtype=torch.float32)
-    boxes = decode(deltas, anchors, log_size_low=-MAX_LOG_SIZE, log_size_high=MAX_LOG_SIZE)
+    boxes = decode(
+        deltas, anchors, log_size_low=-MAX_LOG_SIZE, log_size_high=MAX_LOG_SIZE, centre_scale=0.1, size_scale=0.2
+    )
     expected = torch.tensor(coder["decoded"], dtype=torch.float32)
     torch.testing.assert_close(boxes, expected, atol=2e-4, rtol=2e-6)  # pixels, up to some thousands
     clipped = torch.tensor(coder["clipped_320"], dtype=torch.float32)
@@ -147,7 +149,7 @@ def test_cvnets_v01_detections(settings: int, index: int) -> None:
     maps = map_sizes(height=height, width=width, pooled_last=True)
     anchors = make_anchors(levels=cvnets_levels(), maps=maps, height=height, width=width, clamp=True)
     boxes, scores, labels = detections_by_class(
-        decode(deltas[0], anchors, log_size_low=-math.inf, log_size_high=math.inf),
+        decode(deltas[0], anchors, log_size_low=-math.inf, log_size_high=math.inf, centre_scale=0.1, size_scale=0.2),
         logits[0].softmax(dim=1)[:, 1:],
         score_threshold=policy["conf_threshold"],
         iou_threshold=policy["nms_iou"],

@@ -18,10 +18,12 @@ from model_store.networks.pixels import Pixels
 from model_store.weights import load as weights
 
 SCORE_TOLERANCE = 1e-4
-# `make test` checks the first model of each family and task, which is the smallest, and models with committed weights.
-# The other variants are the same code with other numbers. `make test-all` checks them with fewer pictures, and with
-# small ones but for MobileViT.
+# `make test` checks the first model of each family and task, which is the smallest, models with committed weights, and
+# the first model of each other head with small pictures. The other variants are the same code with other numbers.
+# `make test-all` checks them with fewer pictures, and with small ones but for MobileViT.
 FIRST = {(entry.family, entry.task): entry for entry in reversed(zoo.ENTRIES)}
+_FIRST_OF_HEADS = {entry.head.name: entry for entry in reversed(zoo.ENTRIES)}
+OTHER_HEADS = [entry for entry in _FIRST_OF_HEADS.values() if entry not in FIRST.values()]
 # How many pictures at once, per model. The whole range is swept with the smallest model in a test of its own.
 BATCHES = {
     "mobilevit_xxs_classify": (2, 3, 8, 17),
@@ -73,14 +75,14 @@ def small(entry: zoo.ModelSpec) -> zoo.ModelSpec:
 
 
 def _param(entry: zoo.ModelSpec) -> Any:
-    in_the_gate = entry in FIRST.values() or entry.committed
+    in_the_gate = entry in FIRST.values() or entry in OTHER_HEADS or entry.committed
     return pytest.param(entry, id=entry.name, marks=() if in_the_gate else pytest.mark.exhaustive)
 
 
 @pytest.fixture(scope="module", params=[_param(entry) for entry in zoo.ENTRIES])
 def subject(request: pytest.FixtureRequest) -> Subject:
     entry: zoo.ModelSpec = request.param
-    if entry not in FIRST.values() and entry.family != "mobilevit":
+    if entry not in FIRST.values() and (entry.family != "mobilevit" or entry.head.name == "retinanet"):
         entry = small(entry)
     network = assemble.build(entry)
     weights.random_(network, seed=0)
@@ -224,9 +226,9 @@ def test_every_batch_size_up_to_64() -> None:
         assert_same(entry.task, expected, run(module, pixels[:count]))
 
 
-@pytest.mark.parametrize("entry", FIRST.values(), ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", [*FIRST.values(), *OTHER_HEADS], ids=lambda entry: entry.name)
 def test_runs_in_bfloat16(entry: zoo.ModelSpec) -> None:
-    if entry.task is Task.SEGMENT:
+    if entry.task is Task.SEGMENT or entry in OTHER_HEADS:
         entry = small(entry)  # processors without bfloat16 take half a minute otherwise
     network = assemble.build(entry)
     weights.random_(network, seed=0)

@@ -48,8 +48,12 @@ ALL = (
 )
 # The smallest model of each family and task, and then what changes the shapes inside: strides, windows, widths.
 FIRST = tuple({(entry.family, entry.task): entry for entry in reversed(zoo.ENTRIES)}.values())
-# Every family has the same segmentation head.
-DENSE_SAMPLE = [entry for entry in FIRST if entry.name == "mobilevit_xxs_segment" or entry.task is Task.DETECT]
+# The first model of each head. The families share their heads.
+FIRST_OF_HEADS = tuple({entry.head.name: entry for entry in reversed(zoo.ENTRIES)}.values())
+DENSE_SAMPLE = [
+    *(entry for entry in FIRST_OF_HEADS if entry.head.dense),
+    *(entry for entry in FIRST if entry.task is Task.DETECT and entry not in FIRST_OF_HEADS),
+]
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.15}  # of the largest raw output
 
 
@@ -146,7 +150,11 @@ def test_a_dense_head_at_a_size_of_the_sample(entry: zoo.ModelSpec) -> None:
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("entry", [*FIRST, *VARIATIONS], ids=lambda e: e.name)
+@pytest.mark.parametrize(
+    "entry",
+    [*FIRST, *(entry for entry in FIRST_OF_HEADS if entry not in FIRST), *VARIATIONS],
+    ids=lambda e: e.name,
+)
 def test_every_size(entry: zoo.ModelSpec) -> None:
     for height, width in ALL:
         try:

@@ -175,7 +175,7 @@ class EMO(Backbone):
     """The backbone: float [N, 3, H, W] -> feature maps at strides 4, 8, 16, 32 with `channels` channels each.
 
     `window` is the side of an attention window in cells of the map. It changes no parameter; official configurations
-    take 7, except for 5M: 10 with SSDLite, 16 with DeepLabv3.
+    take 7, except for 5M: 10 with SSDLite and RetinaNet, 16 with DeepLabv3 and PSPNet.
     """
 
     def __init__(self, *, variant: str, window: int = WINDOW) -> None:

@@ -124,6 +124,8 @@ class Detections(nn.Module):
             anchor_steps.to(torch.float32) * 2.0**-40,
             log_size_low=-self.log_size_bound,
             log_size_high=self.log_size_bound,
+            centre_scale=0.1,
+            size_scale=0.2,
         )  # [N, a, 4]
         if self.clip_before:
             boxes = boxes.clamp(0.0, 1.0)

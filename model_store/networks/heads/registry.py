@@ -2,12 +2,20 @@
 
 from typing import Any
 
-from model_store.networks.heads import classifier, deeplabv3, ssdlite
+from model_store.networks.heads import classifier, deeplabv3, pspnet, retinanet, semantic_fpn, ssdlite
 from model_store.networks.heads.base import RegisteredHead
 from model_store.zoo import HeadSpec, ModelSpec
 
 HEADS: dict[type[HeadSpec], RegisteredHead[Any]] = {
-    head.spec: head for head in (classifier.HEAD, ssdlite.HEAD, deeplabv3.HEAD)
+    head.spec: head
+    for head in (
+        classifier.HEAD,
+        ssdlite.HEAD,
+        retinanet.HEAD,
+        deeplabv3.HEAD,
+        pspnet.HEAD,
+        semantic_fpn.HEAD,
+    )
 }
 
 

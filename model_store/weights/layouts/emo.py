@@ -30,6 +30,14 @@ _EMO_MMDETECTION_RULES: tuple[Rule, ...] = (
     (r"^bbox_head\.cls_convs\.(\d)\.1\.", r"head.predictors.\1.class_pointwise."),
     (r"^bbox_head\.reg_convs\.(\d)\.0\.", r"head.predictors.\1.box_depthwise."),
     (r"^bbox_head\.reg_convs\.(\d)\.1\.", r"head.predictors.\1.box_pointwise."),
+    # RetinaNet. Ours of the pyramid run from coarse to fine.
+    *((rf"^neck\.lateral_convs\.{i}\.conv\.", f"head.fpn.laterals.{2 - i}.") for i in range(3)),
+    *((rf"^neck\.fpn_convs\.{i}\.conv\.", f"head.fpn.outputs.{2 - i}.") for i in range(3)),
+    *((rf"^neck\.fpn_convs\.{i}\.conv\.", f"head.extra_levels.{i - 3}.") for i in (3, 4)),
+    (r"^bbox_head\.cls_convs\.(\d)\.conv\.", r"head.class_tower.\1."),
+    (r"^bbox_head\.reg_convs\.(\d)\.conv\.", r"head.box_tower.\1."),
+    (r"^bbox_head\.retina_cls\.", "head.class_output."),
+    (r"^bbox_head\.retina_reg\.", "head.box_output."),
     (r"^(head\..*)\.bn\.", r"\1.norm."),
 )
 
@@ -37,6 +45,7 @@ _EMO_MMSEGMENTATION_RULES: tuple[Rule, ...] = (
     *_EMO_BACKBONE_RULES,
     (r"^decode_head\.aspp_modules\.([0-3])\.", r"head.branches.\1."),
     (r"^decode_head\.image_pool\.1\.", "head.pool."),
+    (r"^decode_head\.psp_modules\.([0-3])\.1\.", r"head.pools.\1."),
     (r"^decode_head\.bottleneck\.", "head.fuse."),
     (r"^decode_head\.conv_seg\.", "head.classifier."),
     (r"^(head\..*)\.bn\.", r"\1.norm."),
@@ -46,17 +55,12 @@ LAYOUTS = (
     Layout(name="emo", summary="zhangzjn/EMO classifiers, `net.pth`", rules=_EMO_RULES),
     Layout(
         name="emo_mmdetection",
-        summary="EMO's fork of mmdetection: SSDLite",
-        rules=_EMO_MMDETECTION_RULES,
-    ),
-    Layout(
-        name="emo_mmdetection",
-        summary="EMO's fork of mmdetection: SSDLite",
+        summary="EMO's fork of mmdetection: SSDLite, RetinaNet",
         rules=_EMO_MMDETECTION_RULES,
     ),
     Layout(
         name="emo_mmsegmentation",
-        summary="EMO's fork of mmsegmentation: DeepLabv3",
+        summary="EMO's fork of mmsegmentation: DeepLabv3, PSPNet",
         rules=_EMO_MMSEGMENTATION_RULES,
         ignored=(r"^auxiliary_head\.",),  # training only
     ),

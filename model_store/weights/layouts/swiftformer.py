@@ -1,4 +1,4 @@
-"""SwiftFormer classifiers: Amshaker/SwiftFormer, timm, Hugging Face transformers."""
+"""SwiftFormer: classifiers of Amshaker/SwiftFormer, timm, Hugging Face transformers; Semantic FPN in mmsegmentation."""
 
 from handlers.contract.card import Preprocess
 from model_store.weights.layouts.base import Layout, Rule
@@ -25,6 +25,18 @@ _SWIFTFORMER_RULES: tuple[Rule, ...] = (
     (r"^norm\.", "head.norm."),
     (r"^head\.(weight|bias)$", r"head.fc.\1"),
     (r"^dist_head\.", "head.fc_distilled."),
+)
+
+# The backbone in its dense mode under OpenMMLab's names, with the heads of mmsegmentation.
+_SWIFTFORMER_MMSEGMENTATION_RULES: tuple[Rule, ...] = (
+    (r"^backbone\.(patch_embed|network|norm)", r"\1"),
+    *_SWIFTFORMER_RULES,
+    # Ours run from coarse to fine.
+    *((rf"^neck\.lateral_convs\.{i}\.conv\.", f"head.fpn.laterals.{3 - i}.") for i in range(4)),
+    *((rf"^neck\.fpn_convs\.{i}\.conv\.", f"head.fpn.outputs.{3 - i}.") for i in range(4)),
+    (r"^decode_head\.scale_heads\.", "head.branches."),
+    (r"^decode_head\.conv_seg\.", "head.classifier."),
+    (r"^(head\..*)\.bn\.", r"\1.norm."),
 )
 
 _SWIFTFORMER_TIMM_RULES: tuple[Rule, ...] = (
@@ -55,6 +67,18 @@ LAYOUTS = (
         name="swiftformer_first",
         summary="Amshaker/SwiftFormer classifiers, the files of March to July 2023: another form of attention",
         rules=_SWIFTFORMER_RULES,
+        backbone_options={"attention": "ones"},
+    ),
+    Layout(
+        name="swiftformer_mmsegmentation",
+        summary="Amshaker/SwiftFormer in mmsegmentation: Semantic FPN",
+        rules=_SWIFTFORMER_MMSEGMENTATION_RULES,
+        backbone_options={"attention": "l2"},
+    ),
+    Layout(
+        name="swiftformer_mmsegmentation_first",
+        summary="the same with the attention of March to July 2023, which the models of the paper may have",
+        rules=_SWIFTFORMER_MMSEGMENTATION_RULES,
         backbone_options={"attention": "ones"},
     ),
     Layout(

@@ -283,17 +283,26 @@ def test_decode_inverts_encode() -> None:
     anchors = torch.rand(50, 4, generator=generator) + 0.1
     low = torch.rand(2, 50, 2, generator=generator)
     boxes = torch.cat([low, low + 0.05 + torch.rand(2, 50, 2, generator=generator)], dim=2)
-    again = decode(encode(boxes, anchors), anchors, log_size_low=-torch.inf, log_size_high=torch.inf)
+    again = decode(
+        encode(boxes, anchors),
+        anchors,
+        log_size_low=-torch.inf,
+        log_size_high=torch.inf,
+        centre_scale=0.1,
+        size_scale=0.2,
+    )
     torch.testing.assert_close(again, boxes, atol=1e-6, rtol=1e-6)
-    nothing = decode(torch.zeros(50, 4), anchors, log_size_low=-torch.inf, log_size_high=torch.inf)
+    nothing = decode(
+        torch.zeros(50, 4), anchors, log_size_low=-torch.inf, log_size_high=torch.inf, centre_scale=0.1, size_scale=0.2
+    )
     torch.testing.assert_close(nothing, corners(anchors), atol=1e-6, rtol=0)
 
 
 def test_decode_bounds_the_size() -> None:
     anchor = torch.tensor([[0.5, 0.5, 0.1, 0.1]])
     deltas = torch.tensor([[0.0, 0.0, 100.0, -100.0]])
-    both = decode(deltas, anchor, log_size_low=-1.0, log_size_high=1.0)
-    upper = decode(deltas, anchor, log_size_low=-torch.inf, log_size_high=1.0)
+    both = decode(deltas, anchor, log_size_low=-1.0, log_size_high=1.0, centre_scale=0.1, size_scale=0.2)
+    upper = decode(deltas, anchor, log_size_low=-torch.inf, log_size_high=1.0, centre_scale=0.1, size_scale=0.2)
     e = 2.718281828
     torch.testing.assert_close(both[0, 2:] - both[0, :2], torch.tensor([0.1 * e, 0.1 / e]), atol=1e-6, rtol=0)
     torch.testing.assert_close(upper[0, 2:] - upper[0, :2], torch.tensor([0.1 * e, 0.0]), atol=1e-6, rtol=0)

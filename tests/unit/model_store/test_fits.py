@@ -38,6 +38,8 @@ def with_classes(entry: zoo.ModelSpec, count: int) -> zoo.ModelSpec:
         ("mobileformer_26m_classify", "[head]\noutput_stride = 8", "output_stride must be 16 or 32, not 8"),
         ("mobilevit_xxs_detect", "[head]\noutput_stride = 8", "takes output stride 16 or 32, not 8"),
         ("swiftformer_xs_detect", "[head]\noutput_stride = 16", "has anchors for output stride 32, not 16"),
+        ("swiftformer_xs_retinanet", "[head]\noutput_stride = 16", "has anchors for output stride 32, not 16"),
+        ("swiftformer_xs_semantic_fpn", "[head]\noutput_stride = 16", "Semantic FPN takes output stride 32, not 16"),
         ("emo_1m_classify", "[head]\nwidth = 64", "the classifier of emo has no hidden layer"),
         ("swiftformer_xs_classify", "[head]\nwidth = 64", "the classifier of swiftformer has no hidden layer"),
     ],
@@ -76,7 +78,7 @@ def test_a_size_that_does_not_work_names_those_that_do(monkeypatch: pytest.Monke
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("base", ["mobilevit_xxs_detect", "emo_1m_detect"])
+@pytest.mark.parametrize("base", ["mobilevit_xxs_detect", "emo_1m_detect", "emo_1m_retinanet"])
 def test_small_and_odd_inputs_can_be_built(base: str) -> None:
     for width, height in ((32, 32), (33, 97), (352, 224), (4096, 32)):
         fits.check(replace(zoo.get(base), input=InputSize(width=width, height=height)))

@@ -35,7 +35,15 @@ def test_every_entry_is_recognised_with_any_number_of_classes(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "classes"), [("mobilevit_xs_classify", 10), ("emo_1m_detect", 13), ("mobilevit_s_segment", 7)]
+    ("name", "classes"),
+    [
+        ("mobilevit_xs_classify", 10),
+        ("emo_1m_detect", 13),
+        ("mobilevit_s_segment", 7),
+        ("emo_2m_retinanet", 13),
+        ("emo_1m_pspnet", 7),
+        ("swiftformer_l1_semantic_fpn", 7),
+    ],
 )
 def test_the_right_base_is_named(name, classes):
     base = zoo.get("swiftformer_xs_classify")

@@ -160,6 +160,9 @@ def official_rows(name: str) -> list[tuple[str, list[int]]]:
         ("heads/cvnets_v01_ssd_xs.json", "cvnets", "mobilevit_xs_detect"),
         ("heads/cvnets_v01_deeplabv3_xxs.json", "cvnets", "mobilevit_xxs_segment"),
         ("heads/hf_deeplabv3_mobilevit_xxs.json", "transformers", "mobilevit_xxs_segment"),
+        ("heads/emo_retinanet_1M.json", "emo_mmdetection", "emo_1m_retinanet"),
+        ("heads/emo_pspnet_1M.json", "emo_mmsegmentation", "emo_1m_pspnet"),
+        ("heads/swiftformer_semfpn_XS.json", "swiftformer_mmsegmentation", "swiftformer_xs_semantic_fpn"),
     ],
 )
 def test_every_official_key_is_renamed_to_one_of_ours(file: str, layout: str, name: str) -> None:

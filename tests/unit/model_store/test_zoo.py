@@ -10,12 +10,16 @@ from handlers.contract.card import Task
 from model_store import labels, zoo
 from model_store.weights import layouts
 
+USUAL = {Task.CLASSIFY: "classifier", Task.DETECT: "ssdlite", Task.SEGMENT: "deeplabv3"}
+OTHER = {"retinanet": Task.DETECT, "pspnet": Task.SEGMENT, "semantic_fpn": Task.SEGMENT}
 
-def test_names_are_unique_and_say_family_variant_and_task() -> None:
+
+def test_names_are_unique_and_say_family_variant_and_task_or_head() -> None:
     assert len(set(zoo.names())) == len(zoo.ENTRIES)
     for entry in zoo.ENTRIES:
         start = "demo" if entry.committed else f"{entry.family}_{entry.variant}"
-        assert entry.name == f"{start}_{entry.task.value}"
+        end = entry.task.value if entry.head.name == USUAL[entry.task] else entry.head.name
+        assert entry.name == f"{start}_{end}"
         assert zoo.get(entry.name) is entry
 
 
@@ -34,8 +38,25 @@ def test_entries_of_one_task() -> None:
 
 
 def test_heads_belong_to_tasks() -> None:
-    heads = {Task.CLASSIFY: "classifier", Task.DETECT: "ssdlite", Task.SEGMENT: "deeplabv3"}
-    assert all(entry.head.name == heads[entry.task] for entry in zoo.ENTRIES)
+    for entry in zoo.ENTRIES:
+        assert entry.head.name == USUAL[entry.task] or OTHER[entry.head.name] is entry.task
+
+
+def test_the_papers_heads_have_their_scores() -> None:
+    published = {entry.name: dict(entry.published) for entry in zoo.ENTRIES if entry.head.name in OTHER}
+    assert {name: scores for name, scores in published.items() if scores} == {
+        "emo_1m_retinanet": {"map": 34.4},
+        "emo_2m_retinanet": {"map": 36.2},
+        "emo_5m_retinanet": {"map": 38.9},
+        "emo_1m_pspnet": {"miou": 33.2},
+        "emo_2m_pspnet": {"miou": 34.5},
+        "emo_5m_pspnet": {"miou": 38.2},
+        "swiftformer_l1_semantic_fpn": {"miou": 41.4},
+        "swiftformer_l3_semantic_fpn": {"miou": 43.9},
+    }
+    for family in ("mobilevit", "emo", "swiftformer", "mobileformer"):
+        variants = {entry.variant for entry in zoo.ENTRIES if entry.family == family}
+        assert all(f"{family}_{variant}_retinanet" in published for variant in variants)
 
 
 def test_layouts_and_label_sets_exist() -> None:
