@@ -28,7 +28,7 @@ from handlers.archive import ModuleSpec, verified_module
 from handlers.engine import LoadedModule
 from handlers.errors import EngineUnfit, RuntimeLoadError
 from handlers.malloc_tuning import tune_malloc
-from handlers.options import TORCHSCRIPT, RuntimeOptions
+from handlers.options import LEAST_AGREEMENT, TORCHSCRIPT, RuntimeOptions
 
 BATCHES = (1, 2, 4, 8)
 _WARM_RUNS = 3
@@ -81,7 +81,7 @@ def accuracies(archive: Path, threads: int, pairs: Sequence[Pair]) -> dict[Pair,
                 difference,
                 agreement=said if pair.dtype == "bfloat16" else None,
                 admitted=pair.dtype == REFERENCE.dtype
-                or (pair.dtype == "bfloat16" and (said or 0.0) >= engine.LEAST_AGREEMENT),
+                or (pair.dtype == "bfloat16" and (said or 0.0) >= LEAST_AGREEMENT),
             )
             for pair, _, difference in loaded(folder, threads, pairs)
         }

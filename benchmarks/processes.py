@@ -33,6 +33,8 @@ class DidNotStart(RuntimeError):
 class Memory:
     """Memory of one process. `pss_mib` divides shared pages among the processes that use them, `rss_mib` does not.
 
+    `own_mib` is the part of `pss_mib` that lies in no file. Only that tells growth: the pages of libraries are divided
+    anew whenever any program of the machine that has them starts or ends.
     `name` is the name of the program, and for a Python process that of the module or file it runs. `descriptors` and
     `threads` are counts.
     """
@@ -41,6 +43,7 @@ class Memory:
     name: str
     pss_mib: float
     rss_mib: float
+    own_mib: float = 0.0
     descriptors: int = 0
     threads: int = 0
 
@@ -223,11 +226,12 @@ def _memory(pid: int) -> Memory | None:
         return None
     if stat is None:
         return None
-    pss_kib = next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0)
+    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in rollup.splitlines()[1:])}
     return Memory(
         pid=pid,
         name=program(command),
-        pss_mib=round(pss_kib / 1024, 2),
+        pss_mib=round(kib.get("Pss", 0) / 1024, 2),
+        own_mib=round((kib.get("Pss_Anon", 0) + kib.get("Pss_Shmem", 0)) / 1024, 2),
         rss_mib=round(resident_pages * _PAGE_BYTES / 2**20, 2),
         descriptors=descriptors,
         threads=threads,

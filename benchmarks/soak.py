@@ -1,7 +1,7 @@
 """Memory under long load: `python -m benchmarks.soak [--minutes 10] [--help]`. Exit status 1 if a check fails.
 
 Open loop at 0.9 of the capacity, which is measured first. The load comes in slices of half a minute, so the results so
-far survive Ctrl-C. The memory (PSS) of every process of our server is sampled. Checks: the least-squares slope of the
+far survive Ctrl-C. The memory (without the pages of files) of every process of our server is sampled. Checks: the least-squares slope of the
 memory over the last four fifths stays within bounds, every request has an outcome, no process ends, and every
 shared-memory slot is free at the end.
 """
@@ -42,7 +42,7 @@ RELEASE_SECONDS = 2.0  # for the last answers to release their slots
 
 @dataclass(frozen=True)
 class Sample:
-    """All processes at one time, by (process number, name): PSS in MiB, descriptors, threads."""
+    """All processes at one time, by (process number, name): `Memory.own_mib`, descriptors, threads."""
 
     seconds: float
     mib: dict[tuple[int, str], float]
@@ -101,7 +101,7 @@ class Sampler:
             self.samples.append(
                 Sample(
                     time.monotonic() - self._began_at,
-                    mib={key: one.pss_mib for key, one in memory.items()},
+                    mib={key: one.own_mib for key, one in memory.items()},
                     descriptors={key: one.descriptors for key, one in memory.items()},
                     threads={key: one.threads for key, one in memory.items()},
                 )

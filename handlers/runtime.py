@@ -90,8 +90,8 @@ def load(directory: Path, *, gpu_id: int | None, options: RuntimeOptions) -> Run
     loaded_seconds = time.perf_counter() - started
     on_cpu = device.type == "cpu"
     batches = tuple(b for b in CPU_WARMUP_BATCHES if b <= spec.max_batch) if on_cpu else bucket_sizes(spec.max_batch)
-    directory = options.calibration_dir if on_cpu else None
-    kept = Kept(directory, "micro-batch", spec.module_sha256, str(loaded.pair), str(threads))
+    kept_in = options.calibration_dir if on_cpu else None
+    kept = Kept(kept_in, "micro-batch", spec.module_sha256, str(loaded.pair), str(threads))
     micro_batch = one_of(kept, [str(number) for number in range(1, spec.max_batch + 1)])
     warm_seconds = runner.warm_up(
         batches,
