@@ -1,9 +1,9 @@
 """Memory under long load: `python -m benchmarks.soak [--minutes 10] [--help]`. Exit status 1 if a check fails.
 
 Open loop at 0.9 of the capacity, which is measured first. The load comes in slices of half a minute, so the results so
-far survive Ctrl-C. The memory (without the pages of files) of every process of our server is sampled. Checks: the least-squares slope of the
-memory over the last four fifths stays within bounds, every request has an outcome, no process ends, and every
-shared-memory slot is free at the end.
+far survive Ctrl-C. The memory (without the pages of files) of every process of our server is sampled. Checks: the
+least-squares slope of the memory over the last four fifths stays within bounds, every request has an outcome, no
+process ends, and every shared-memory slot is free at the end.
 """
 
 import argparse
