@@ -27,8 +27,7 @@ from service.pb.mobilevision.v1 import vision_pb2, vision_pb2_grpc
 CAMERA = Caller("camera", CallerLimits(inflight_requests=1), models=frozenset({"m"}), listed=True)
 CALLERS = Callers([(CAMERA, (api_keys.digest(KEY),))])
 METHOD = "Classify"
-DEFAULT_DEADLINE_SECONDS = 7.0
-SECONDS = 10.0  # limit of every wait
+DEFAULT_DEADLINE_SECONDS, SECONDS = 7.0, 10.0  # the second is the limit of every wait
 
 Work = Callable[[CallScope], Awaitable[str]]
 Headers = Sequence[tuple[str, str]]
@@ -261,7 +260,7 @@ async def test_the_deadline_is_the_callers_or_the_default(
         return ""
 
     await world.front.call(work, timeout_seconds=timeout_seconds)
-    [(remaining_seconds, caller)] = found
+    ((remaining_seconds, caller),) = found
     assert expected - 1 < remaining_seconds <= expected + 0.1  # the clocks of gRPC and of the loop differ a little
     assert caller == ANONYMOUS
 
