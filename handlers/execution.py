@@ -12,16 +12,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from handlers import by_turns
-
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 # Two pictures at once save the fixed cost of a run. A larger micro-batch must save a twentieth of the time, because its
-# pictures wait for each other. Both sizes are timed by turns; a lead of more than `_DOUBTFUL_LEAD` rounds decides for
-# the larger size.
+# pictures wait for each other. Both sizes are timed in rounds until one is ahead by `_CLEAR_LEAD` rounds or the time is
+# over; then a lead of more than `_DOUBTFUL_LEAD` rounds decides for the larger size.
 _LEAST_MICRO_BATCH = 2
 _WORTHWHILE = 0.95  # of the time of two halves
-_DOUBTFUL_LEAD = 1  # rounds
+_CLEAR_LEAD, _DOUBTFUL_LEAD = 4, 1  # rounds
+_LONGEST_SECONDS = 2.0
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Rows = Array | Sequence[Array]
@@ -98,13 +97,16 @@ class Direct:
             self.micro_batch *= 2
 
     def _pays(self, size: int) -> bool:
-        """Whether `size` pictures take clearly less time at once than in two halves."""
+        """Whether `size` pictures take clearly less time at once than in two halves.
 
-        def whole_wins() -> bool:
+        The two are timed by turns. The speed of a machine that other programs use changes within a second, by more than
+        the two differ.
+        """
+        lead, started_at = 0, self._clock()
+        while abs(lead) < _CLEAR_LEAD and self._clock() - started_at < _LONGEST_SECONDS:
             halves = self._seconds(size // 2) + self._seconds(size // 2)
-            return self._seconds(size) < _WORTHWHILE * halves
-
-        return by_turns.lead(whole_wins, clock=self._clock) > _DOUBTFUL_LEAD
+            lead += 1 if self._seconds(size) < _WORTHWHILE * halves else -1
+        return lead > _DOUBTFUL_LEAD
 
     def _seconds(self, size: int) -> float:
         pixels = self._pixels[:size].zero_()

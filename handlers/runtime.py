@@ -13,7 +13,7 @@ import torch
 
 from handlers import cuda_graphs, engine
 from handlers.archive import ModuleSpec, verified_module
-from handlers.calibration import Kept, one_of
+from handlers.calibration import KeptCalibration
 from handlers.errors import BatchError, DeviceLost, ModuleRunError, RuntimeLoadError
 from handlers.execution import Bucketed, Direct, Execution, Module, bucket_sizes
 from handlers.hardware import usable_cores
@@ -90,15 +90,14 @@ def load(directory: Path, *, gpu_id: int | None, options: RuntimeOptions) -> Run
     loaded_seconds = time.perf_counter() - started
     on_cpu = device.type == "cpu"
     batches = tuple(b for b in CPU_WARMUP_BATCHES if b <= spec.max_batch) if on_cpu else bucket_sizes(spec.max_batch)
-    kept_in = options.calibration_dir if on_cpu else None
-    kept = Kept(kept_in, "micro-batch", spec.module_sha256, str(loaded.pair), str(threads))
-    micro_batch = one_of(kept, [str(number) for number in range(1, spec.max_batch + 1)])
-    warm_seconds = runner.warm_up(
-        batches,
-        micro_batch=None if micro_batch is None else int(micro_batch),
-        each_size=loaded.compiles_each_size,
+    kept = KeptCalibration(
+        options.calibration_dir if on_cpu else None,
+        module_sha256=spec.module_sha256,
+        pair=str(loaded.pair),
+        threads=threads,
     )
-    kept.write(str(runner.micro_batch))
+    warm_seconds = runner.warm_up(batches, micro_batch=kept.read(spec.max_batch), each_size=loaded.compiles_each_size)
+    kept.write(runner.micro_batch)
     logger.info(
         "module loaded in %.2f s, batches %s warmed in %.2f s, %s on %s, %d threads, %d pictures at once",
         loaded_seconds,

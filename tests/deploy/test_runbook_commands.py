@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from manifests import ROOT, overlay
+from manifests import ROOT, combined, overlay
 from monitoring import FOREIGN, names, own_series, recorded
 
 from service.core.settings.listeners import DEFAULT_HTTP_PORT
@@ -35,7 +35,7 @@ def test_a_command_names_what_the_manifests_have(command: str) -> None:
     for namespace in re.findall(r"--namespace=(\S+)", command):
         assert namespace == BUILT.one("Deployment")["metadata"]["namespace"]
     for secret in re.findall(r"get secret (\S+)", command):
-        volumes = overlay("gpu-prod").pod["volumes"]
+        volumes = combined("tls").pod["volumes"]
         assert secret in {volume["secret"]["secretName"] for volume in volumes if "secret" in volume}
     if verb == "port-forward":
         port = DEFAULT_HTTP_PORT

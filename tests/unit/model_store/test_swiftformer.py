@@ -148,6 +148,8 @@ def test_the_layout_says_which_attention() -> None:
     assert forms == {
         "swiftformer": "l2",
         "swiftformer_first": "ones",
+        "swiftformer_mmsegmentation": "l2",
+        "swiftformer_mmsegmentation_first": "ones",
         "swiftformer_timm": "l2",
         "swiftformer_transformers": "ones",
     }
