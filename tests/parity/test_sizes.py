@@ -145,7 +145,9 @@ def test_a_size_of_the_sample(entry: zoo.ModelSpec, height: int, width: int) -> 
 
 @pytest.mark.parametrize("entry", DENSE_SAMPLE, ids=lambda e: e.name)
 def test_a_dense_head_at_a_size_of_the_sample(entry: zoo.ModelSpec) -> None:
-    check(entry, *SAMPLE[-1])
+    # On CPUs with AMX, oneDNN reads memory that nobody wrote in one convolution of RetinaNet at 97x33: bfloat16,
+    # several pictures, a map of 4x2 with 168 channels. What it reads is not always finite.
+    check(entry, *SAMPLE[0 if entry.name.endswith("retinanet") else -1])
 
 
 @pytest.mark.exhaustive
