@@ -137,6 +137,8 @@ def test_ctrl_c_keeps_what_was_received(target: Folder, tmp_path: Path) -> None:
             site.drop_after, site.hold = [len(big), len(big) // 2], threading.Event()
             command = [sys.executable, "-m", "mobilevision", "models", "sync", site.url("").rstrip("/")]
             command += ["--to", str(target.path)]
+            # `env`: where tests run in the background of a script, SIGINT is ignored, and children inherit that.
+            command = ["env", "--default-signal=INT", *command]
             process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             part = target.path / f".sync-{digests['a.mar'][:16]}-a.mar.part"
             until = time.monotonic() + 120
